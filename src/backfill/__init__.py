@@ -1,0 +1,1 @@
+"""A PostgreSQL-backed async priority job queue that shares its schema with Graphile Worker."""
