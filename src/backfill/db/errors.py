@@ -1,0 +1,79 @@
+"""What a driver's error means, and what the reader can do about it."""
+
+import socket
+from typing import Final
+
+import asyncpg
+
+from backfill.errors import BackfillError, DatabaseError, SchemaError
+
+# The server said goodbye: 57P01 admin_shutdown, 57P02 crash_shutdown, 57P03 cannot_connect_now, 57P04 database_dropped,
+# 57P05 idle_session_timeout; 25P03 idle_in_transaction_session_timeout; the whole class 08 is about connections.
+_GOODBYES: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03"})
+
+# By SQLSTATE, first whole, then by its class (two characters).
+_REMEDIES: Final = {
+    "28": "check the user name and the password in the database URL, and pg_hba.conf on the server",
+    "3D000": "create the database first, or correct its name in the database URL",
+    "3F000": "install the schema: backfill schema install",
+    "42P01": "install the schema: backfill schema install",
+    "42883": "install the schema: backfill schema install",
+    "42501": "this role may not do that: work as the owner of the schema's tables or as a member of it",
+    "53300": "the server has no connection left: raise max_connections, or use smaller pools or fewer processes",
+    "25006": "this server takes no writes (is it a standby?): use the primary's address",
+    "57014": "the statement took longer than its time limit",
+    "57P03": "the server is starting up or shutting down: try again in a moment",
+}
+
+# The tables that only an installed schema has; their absence is no fault of the database.
+_SCHEMA_STATES: Final = frozenset({"3F000", "42P01", "42883"})
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Whether the error says that the connection is gone or could not be made, rather than that a statement failed.
+
+    A statement that was under way when this came may have been done or not.
+    """
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        return state.startswith("08") or state in _GOODBYES
+    if isinstance(error, asyncpg.InterfaceError):
+        # Raised for every use of a connection that is closed, or being closed; its other uses are programming errors.
+        words = str(error)
+        return "closed" in words or "closing" in words or "released back" in words
+    if isinstance(error, DatabaseError):
+        cause = error.__cause__
+        return cause is not None and is_connection_error(cause)
+    return isinstance(error, OSError | EOFError)
+
+
+def remedy(error: BaseException) -> str | None:
+    """What to do about the error, as half a sentence; None when its own words have to do."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        return _REMEDIES.get(state) or _REMEDIES.get(state[:2])
+    if isinstance(error, socket.gaierror):
+        return "the host name does not resolve: correct it in the database URL"
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return "is PostgreSQL running there, and are host and port (or the socket's folder) right?"
+    if isinstance(error, TimeoutError):
+        return "no answer in time: is the address right, and does a firewall let it through?"
+    return None
+
+
+def translate(error: BaseException, doing: str) -> BackfillError:
+    """The error of ours for an error of the driver, to be raised ``from`` it.
+
+    Args:
+        error: What the driver raised: an asyncpg error, an OSError or a TimeoutError.
+        doing: What was being done, as the beginning of a sentence: ``"cannot enqueue send_email"``.
+
+    Returns:
+        A SchemaError when the schema's objects are missing, else a DatabaseError; an error of ours as it is.
+    """
+    if isinstance(error, BackfillError):
+        return error
+    kind = SchemaError if getattr(error, "sqlstate", None) in _SCHEMA_STATES else DatabaseError
+    said = str(error) or type(error).__name__
+    advice = remedy(error)
+    return kind(f"{doing}: {said}" + (f" ({advice})" if advice else ""))

@@ -1,0 +1,185 @@
+"""One connection that listens, and the proof that it does.
+
+A LISTEN can be dead without an error: the peer is gone and no packet says so, a pooler has handed the session on, or a
+failover has left us on a server that nobody writes to. So hearing is proven, not assumed. States:
+
+* **down**: no connection. The next attempt waits 0.1 s, 0.2 s, 0.4 s … up to 10 s, each times a random 0.5 to 1, so that
+  a fleet does not come back all at once.
+* **unproven**: connected, LISTEN sent. The proof: ``pg_listening_channels()`` names every channel, and a NOTIFY with a
+  random payload, sent on this connection to a channel of its own, comes back in time.
+* **proven**: up, until the connection ends or the proof, repeated every ``check_interval``, fails. Then it is down.
+
+A notification sent while it was not proven may be lost, so on each way up ``on_up`` is called for the caller to look for
+itself. Polling must never depend on this class alone.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import asyncpg
+
+from backfill.db.errors import is_connection_error
+from backfill.errors import DatabaseError
+from backfill.sql import text
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE: Final = 0.1  # seconds
+_LONGEST_PAUSE: Final = 10.0
+_CLOSE_TIMEOUT: Final = 2.0
+
+
+class Listener:
+    """Listens on some channels through a connection of its own, for as long as it is open.
+
+    Attributes:
+        proven: Whether notifications are known to arrive now.
+        connected_count: How often it came up, the first time included.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]],
+        channels: Sequence[str],
+        on_notify: Callable[[str, str], None],
+        *,
+        on_up: Callable[[], None] | None = None,
+        check_interval: float = 30.0,
+        check_timeout: float = 5.0,
+    ) -> None:
+        """Prepare it; ``start`` begins.
+
+        Args:
+            connect: Makes a new connection that this object then owns.
+            channels: The channels to listen on.
+            on_notify: Called with channel and payload of each notification. It must not block.
+            on_up: Called each time the connection has been proven anew.
+            check_interval: Seconds between proofs.
+            check_timeout: Seconds that a proof may take.
+        """
+        self.proven = False
+        self.connected_count = 0
+        self._connect = connect
+        self._channels = tuple(channels)
+        self._on_notify = on_notify
+        self._on_up = on_up
+        self._check_interval = check_interval
+        self._check_timeout = check_timeout
+        self._own_channel = f"backfill:listen:{secrets.token_hex(9)}"
+        self._echo: asyncio.Future[None] | None = None
+        self._expected = ""
+        self._became_proven = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to listen in the background; returns at once. See ``wait_proven``."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="backfill-listen")
+
+    async def wait_proven(self) -> None:
+        """Wait until it is proven; return at once if it is."""
+        await self._became_proven.wait()
+
+    async def close(self) -> None:
+        """Stop listening and close the connection. Safe to call twice, and before ``start``."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            came_up = self.connected_count
+            try:
+                await self._hold(await self._connect())
+            except (DatabaseError, OSError, EOFError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log = logger.warning if self.connected_count > came_up or failures == 0 else logger.debug
+                log("LISTEN is down, polling goes on; will connect again: %s", str(error) or type(error).__name__)
+            except Exception:
+                logger.exception("LISTEN failed in an unforeseen way; will connect again")
+            failures = 0 if self.connected_count > came_up else failures + 1
+            await asyncio.sleep(_pause(failures))
+
+    async def _hold(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """Listen on the connection until it ends; always raises, and always closes it."""
+        ended = asyncio.Event()
+        connection.add_termination_listener(lambda _: self._lost(ended))
+        try:
+            for channel in (*self._channels, self._own_channel):
+                await connection.add_listener(channel, self._heard)
+            await self._prove(connection)
+            self._up()
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), self._check_interval)
+                if ended.is_set():
+                    raise DatabaseError("the server closed the connection that listens")
+                await self._prove(connection)
+        finally:
+            self._down()
+            await _close(connection)
+
+    async def _prove(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """Return if notifications arrive on the connection.
+
+        Raises:
+            DatabaseError: They do not.
+        """
+        self._expected = secrets.token_hex(8)
+        self._echo = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._check_timeout):
+                heard = await connection.fetchval(text("prove_listen", ""), self._own_channel, self._expected)
+                deaf = {*self._channels, self._own_channel} - set(heard)
+                if deaf:
+                    raise DatabaseError(
+                        f"the session does not listen on {', '.join(sorted(deaf))}: a pooler in transaction mode cannot"
+                        " carry LISTEN; give the worker a direct address",
+                    )
+                await self._echo
+        except TimeoutError as error:
+            raise DatabaseError(f"a notification did not come back within {self._check_timeout:g} s") from error
+        finally:
+            self._echo = None
+
+    def _heard(self, _connection: Any, _pid: int, channel: str, payload: Any) -> None:
+        if channel != self._own_channel:
+            self._on_notify(channel, str(payload))
+        elif payload == self._expected and self._echo is not None and not self._echo.done():
+            self._echo.set_result(None)
+
+    def _up(self) -> None:
+        self.proven = True
+        self.connected_count += 1
+        self._became_proven.set()
+        if self._on_up is not None:
+            self._on_up()
+
+    def _down(self) -> None:
+        self.proven = False
+        self._became_proven.clear()
+
+    def _lost(self, ended: asyncio.Event) -> None:
+        self._down()
+        ended.set()
+
+
+def _pause(failures: int) -> float:
+    """Seconds to wait after that many attempts in a row that did not come up."""
+    longest: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 10))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+async def _close(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    try:
+        await connection.close(timeout=_CLOSE_TIMEOUT)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if not is_connection_error(error):
+            logger.warning("closing the connection that listens: %s", error)
+        connection.terminate()

@@ -1,0 +1,354 @@
+-- fragment: dead_letter_move
+-- Moves the rows of a CTE `dead` (jobs already locked by this statement) to the dead letter queue.
+-- `dead` has: id, task_identifier, queue_name (null = parallel), key, payload, priority, max_attempts,
+-- created_at, run_at, flags, reason, error, moved_by.
+-- A job that was requeued brings its own entry back; a keyed one updates the entry of its key; else a new entry.
+-- Two rows of one statement never meet in one entry: an entry whose key another dead job carries is left to that job.
+entry as materialized (
+  select dead.*,
+         graphile_worker.backfill_to_jsonb(dead.payload) as body,
+         coalesce(dead.queue_name, '') as queue,
+         coalesce(dead.flags ? 'backfill:dlq', false) as was_requeued,
+         nullif(dead.flags - 'backfill:dlq', '{}'::jsonb) as kept_flags
+    from dead
+),
+back as (
+  update graphile_worker.backfill_dlq as q
+     set requeued_job_id = null,
+         original_job_id = entry.id,
+         task_identifier = entry.task_identifier,
+         payload = entry.body,
+         queue_name = entry.queue,
+         priority = entry.priority,
+         max_attempts = entry.max_attempts,
+         flags = entry.kept_flags,
+         failure_reason = entry.reason,
+         failure_count = q.failure_count + 1,
+         last_error = entry.error,
+         original_run_at = entry.run_at,
+         failed_at = now(),
+         created_by = entry.moved_by,
+         history = coalesce(q.history, '[]'::jsonb) || jsonb_build_array(
+           jsonb_build_object('failed_at', q.failed_at, 'failure_reason', q.failure_reason, 'last_error', q.last_error)
+           || case when q.task_identifier is distinct from entry.task_identifier
+                   then jsonb_build_object('task_identifier', q.task_identifier) else '{}'::jsonb end
+           || case when q.payload is distinct from entry.body
+                   then jsonb_build_object('payload', q.payload) else '{}'::jsonb end)
+    from entry
+   where entry.was_requeued
+     and q.requeued_job_id = entry.id
+     and not exists (select 1 from entry as other where other.key = q.job_key and other.id <> entry.id)
+  returning entry.id as job_id, q.id as dlq_id
+),
+buried as (
+  insert into graphile_worker.backfill_dlq as q
+         (original_job_id, task_identifier, payload, queue_name, priority, job_key, max_attempts, flags,
+          failure_reason, last_error, original_created_at, original_run_at, created_by)
+  select entry.id, entry.task_identifier, entry.body, entry.queue, entry.priority, entry.key, entry.max_attempts,
+         entry.kept_flags, entry.reason, entry.error, entry.created_at, entry.run_at, entry.moved_by
+    from entry
+   where not exists (select 1 from back where back.job_id = entry.id)
+  on conflict (job_key) where job_key is not null do update
+     set requeued_job_id = null,
+         original_job_id = excluded.original_job_id,
+         task_identifier = excluded.task_identifier,
+         payload = excluded.payload,
+         queue_name = excluded.queue_name,
+         priority = excluded.priority,
+         max_attempts = excluded.max_attempts,
+         flags = excluded.flags,
+         failure_reason = excluded.failure_reason,
+         failure_count = q.failure_count + 1,
+         last_error = excluded.last_error,
+         original_created_at = excluded.original_created_at,
+         original_run_at = excluded.original_run_at,
+         failed_at = now(),
+         created_by = excluded.created_by,
+         history = coalesce(q.history, '[]'::jsonb) || jsonb_build_array(
+           jsonb_build_object('failed_at', q.failed_at, 'failure_reason', q.failure_reason, 'last_error', q.last_error)
+           || case when q.task_identifier is distinct from excluded.task_identifier
+                   then jsonb_build_object('task_identifier', q.task_identifier) else '{}'::jsonb end
+           || case when q.payload is distinct from excluded.payload
+                   then jsonb_build_object('payload', q.payload) else '{}'::jsonb end)
+  returning q.original_job_id as job_id, q.id as dlq_id
+),
+moved as (
+  select job_id, dlq_id from back
+  union all
+  select job_id, dlq_id from buried
+),
+gone as (
+  delete from graphile_worker._private_jobs as jobs
+   using entry
+   where jobs.id = entry.id
+  returning jobs.id
+)
+
+-- name: bury_exhausted_jobs
+-- Moves used-up jobs that nobody holds to the dead letter queue: what other workers and crashes left behind.
+-- Walks the primary key from $1 in pages of $2, so that its cost does not depend on what the queue holds behind it.
+-- takes: after_id int8, page int4, moved_by text
+-- gives: moved int8, last_id int8, looked_at int8
+with page as materialized (
+  select jobs.id, jobs.attempts >= jobs.max_attempts and jobs.locked_at is null as used_up
+    from graphile_worker._private_jobs as jobs
+   where jobs.id > $1::int8
+   order by jobs.id
+   limit $2::int4
+),
+held as materialized (
+  select jobs.*
+    from page
+    join graphile_worker._private_jobs as jobs on jobs.id = page.id
+   where page.used_up
+     and jobs.attempts >= jobs.max_attempts
+     and jobs.locked_at is null
+     for update of jobs skip locked
+),
+dead as materialized (
+  select held.id, coalesce(tasks.identifier, format('unknown task %s', held.task_id)) as task_identifier,
+         queues.queue_name, held.key, held.payload, held.priority, held.max_attempts, held.created_at, held.run_at, held.flags,
+         format('Job exceeded maximum retry attempts (%s/%s)', held.attempts, held.max_attempts) as reason,
+         case when held.last_error is not null then jsonb_build_object('message', held.last_error) end as error,
+         $3::text as moved_by
+    from held
+    left join graphile_worker._private_tasks as tasks on tasks.id = held.task_id
+    left join graphile_worker._private_job_queues as queues on queues.id = held.job_queue_id
+),
+-- include: dead_letter_move
+select (select count(*) from moved) as moved,
+       (select max(page.id) from page) as last_id,
+       (select count(*) from page) as looked_at
+
+-- name: bury_jobs
+-- Moves the given jobs to the dead letter queue, those that run now left out: an operator's decision, with a reason.
+-- takes: job_ids int8[], reason text, moved_by text
+-- gives: job_id int8, dlq_id int8
+with held as materialized (
+  select jobs.*
+    from graphile_worker._private_jobs as jobs
+   where jobs.id = any($1::int8[])
+     and (jobs.locked_at is null or jobs.locked_at < now() - interval '4 hours')
+     for update skip locked
+),
+dead as materialized (
+  select held.id, coalesce(tasks.identifier, format('unknown task %s', held.task_id)) as task_identifier,
+         queues.queue_name, held.key, held.payload, held.priority, held.max_attempts, held.created_at, held.run_at, held.flags,
+         $2::text as reason,
+         case when held.last_error is not null then jsonb_build_object('message', held.last_error) end as error,
+         $3::text as moved_by
+    from held
+    left join graphile_worker._private_tasks as tasks on tasks.id = held.task_id
+    left join graphile_worker._private_job_queues as queues on queues.id = held.job_queue_id
+),
+-- include: dead_letter_move
+select moved.job_id, moved.dlq_id from moved
+
+-- fragment: free_queues
+-- Frees the queues of a batch by their claims' tokens ($1 ids, $2 tokens), whether or not the jobs' rows still matched:
+-- others delete rows without asking. Never waits for a row that somebody else has locked.
+held_queue as materialized (
+  select queues.id
+    from unnest($1::int4[], $2::text[]) as given(id, token)
+    join graphile_worker._private_job_queues as queues on queues.id = given.id
+   where queues.locked_by = given.token
+     for update of queues skip locked
+),
+freed as (
+  update graphile_worker._private_job_queues as queues
+     set locked_at = null, locked_by = null
+    from held_queue
+   where queues.id = held_queue.id
+  returning 1
+)
+
+-- fragment: delete_held
+-- Deletes the finished jobs of a batch ($3 ids, $4 tokens) whose claim still stands. Never waits for a locked row.
+held as materialized (
+  select jobs.id
+    from unnest($3::int8[], $4::text[]) as given(id, token)
+    join graphile_worker._private_jobs as jobs on jobs.id = given.id
+   where jobs.locked_by = given.token
+     for update of jobs skip locked
+),
+gone as (
+  delete from graphile_worker._private_jobs as jobs
+   using held
+   where jobs.id = held.id
+  returning jobs.id
+)
+
+-- name: release_completed
+-- Deletes finished jobs whose claim still stands, and frees their queues.
+-- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[]
+-- gives: released int8, freed int8
+with
+-- include: delete_held
+,
+-- include: free_queues
+select (select count(*) from gone) as released,
+       (select count(*) from freed) as freed
+
+-- name: release_completed_requeued
+-- As release_completed, for jobs that came out of the dead letter queue: their entries go with them.
+-- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[]
+-- gives: released int8, freed int8
+with
+-- include: delete_held
+,
+resolved as (
+  delete from graphile_worker.backfill_dlq as dlq
+   using gone
+   where dlq.requeued_job_id = gone.id
+  returning 1
+),
+-- include: free_queues
+select (select count(*) from gone) as released,
+       (select count(*) from freed) as freed
+
+-- name: release_failed
+-- Ends failed runs whose claim still stands: another try at its time, or the dead letter queue, in this one statement.
+-- The row decides, as it is now: `superseded` (the claim had a key, the row has none: re-added or removed meanwhile),
+-- `permanent` (the error can't be retried), `exhausted`, else `retry` after the delay. With $11 false (the dead letter
+-- queue is off, or refused the row) a job that failed for good stays in the queue, used up and unlocked.
+-- takes: queue_ids int4[], queue_tokens text[]
+-- takes: job_ids int8[], tokens text[], keyed bool[], messages text[], errors text[], retryable bool[], delays float8[]
+-- takes: moved_by text, bury bool
+-- gives: job_id int8, verdict text, wait_seconds float8, dlq_id int8, attempts int2, max_attempts int2, freed int8
+with held as materialized (
+  select jobs.*, given.keyed, given.message, given.error, given.retryable, given.delay
+    from unnest($3::int8[], $4::text[], $5::bool[], $6::text[], $7::text[], $8::bool[], $9::float8[])
+         as given(job, token, keyed, message, error, retryable, delay)
+    join graphile_worker._private_jobs as jobs on jobs.id = given.job
+   where jobs.locked_by = given.token
+     for update of jobs skip locked
+),
+judged as materialized (
+  select held.*,
+         case when held.keyed and held.key is null then 'superseded'
+              when not held.retryable then 'permanent'
+              when held.attempts >= held.max_attempts then 'exhausted'
+              else 'retry'
+         end as verdict
+    from held
+),
+retried as (
+  update graphile_worker._private_jobs as jobs
+     set locked_at = null,
+         locked_by = null,
+         last_error = judged.message,
+         run_at = greatest(now(), jobs.run_at) + judged.delay * interval '1 second'
+    from judged
+   where jobs.id = judged.id
+     and judged.verdict = 'retry'
+  returning jobs.id, extract(epoch from jobs.run_at - clock_timestamp())::float8 as wait_seconds
+),
+kept as (
+  update graphile_worker._private_jobs as jobs
+     set locked_at = null,
+         locked_by = null,
+         last_error = judged.message,
+         attempts = greatest(jobs.attempts, jobs.max_attempts)
+    from judged
+   where jobs.id = judged.id
+     and judged.verdict <> 'retry'
+     and not $11::bool
+  returning jobs.id
+),
+dead as materialized (
+  select judged.id, coalesce(tasks.identifier, format('unknown task %s', judged.task_id)) as task_identifier,
+         queues.queue_name, judged.key, judged.payload, judged.priority, judged.max_attempts,
+         judged.created_at, judged.run_at, judged.flags,
+         case judged.verdict
+           when 'superseded' then 'Job was superseded while running: its key was added again or removed'
+           when 'permanent' then 'Job failed with an error that is not retried: ' || judged.message
+           else format('Job exceeded maximum retry attempts (%s/%s)', judged.attempts, judged.max_attempts)
+         end as reason,
+         judged.error::jsonb as error,
+         $10::text as moved_by
+    from judged
+    left join graphile_worker._private_tasks as tasks on tasks.id = judged.task_id
+    left join graphile_worker._private_job_queues as queues on queues.id = judged.job_queue_id
+   where judged.verdict <> 'retry'
+     and $11::bool
+),
+-- include: dead_letter_move
+,
+-- include: free_queues
+select judged.id as job_id, judged.verdict, retried.wait_seconds, moved.dlq_id,
+       judged.attempts, judged.max_attempts, (select count(*) from freed) as freed
+  from judged
+  left join retried on retried.id = judged.id
+  left join moved on moved.job_id = judged.id
+
+-- name: hand_back
+-- Gives back jobs that were claimed but not run to their end by a worker that goes on or leaves: the attempt is refunded
+-- and somebody is told. A job that was superseded meanwhile has nothing left to do and goes.
+-- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[], keyed bool[], delays float8[]
+-- gives: released int8, freed int8
+with held as materialized (
+  select jobs.id, given.keyed and jobs.key is null as superseded, given.delay
+    from unnest($3::int8[], $4::text[], $5::bool[], $6::float8[]) as given(id, token, keyed, delay)
+    join graphile_worker._private_jobs as jobs on jobs.id = given.id
+   where jobs.locked_by = given.token
+     for update of jobs skip locked
+),
+gone as (
+  delete from graphile_worker._private_jobs as jobs
+   using held
+   where jobs.id = held.id
+     and held.superseded
+  returning 1
+),
+returned as (
+  update graphile_worker._private_jobs as jobs
+     set attempts = greatest(0, jobs.attempts - 1),
+         locked_at = null,
+         locked_by = null,
+         run_at = case when held.delay > 0
+                       then greatest(jobs.run_at, now() + held.delay * interval '1 second')
+                       else jobs.run_at end
+    from held
+   where jobs.id = held.id
+     and not held.superseded
+  returning jobs.run_at
+),
+held_queue as materialized (
+  select queues.id
+    from unnest($5::int4[], $6::text[]) as given(id, token)
+    join graphile_worker._private_job_queues as queues on queues.id = given.id
+   where queues.locked_by = given.token
+     for update of queues skip locked
+),
+freed as (
+  update graphile_worker._private_job_queues as queues
+     set locked_at = null, locked_by = null
+    from held_queue
+   where queues.id = held_queue.id
+  returning 1
+),
+ready as (
+  select count(*) as jobs from returned where returned.run_at <= now()
+),
+note as materialized (
+  select pg_notify('jobs:insert', json_build_object('r', random(), 'count', ready.jobs)::text)
+    from ready
+   where ready.jobs > 0
+)
+select (select count(*) from gone) + (select count(*) from returned) as released,
+       (select count(*) from freed) + 0 * (select count(*) from note) as freed
+
+-- name: still_held
+-- Which of the given jobs and queues still carry their claim's token: a release that left them met somebody's row lock
+-- and is sent again; what is not listed was taken away or is done.
+-- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[]
+-- gives: job_id int8, queue_id int4
+select jobs.id as job_id, null::int4 as queue_id
+  from unnest($3::int8[], $4::text[]) as given(id, token)
+  join graphile_worker._private_jobs as jobs on jobs.id = given.id
+ where jobs.locked_by = given.token
+union all
+select null, queues.id
+  from unnest($1::int4[], $2::text[]) as given(id, token)
+  join graphile_worker._private_job_queues as queues on queues.id = given.id
+ where queues.locked_by = given.token
