@@ -313,20 +313,8 @@ returned as (
      and not held.superseded
   returning jobs.run_at
 ),
-held_queue as materialized (
-  select queues.id
-    from unnest($5::int4[], $6::text[]) as given(id, token)
-    join graphile_worker._private_job_queues as queues on queues.id = given.id
-   where queues.locked_by = given.token
-     for update of queues skip locked
-),
-freed as (
-  update graphile_worker._private_job_queues as queues
-     set locked_at = null, locked_by = null
-    from held_queue
-   where queues.id = held_queue.id
-  returning 1
-),
+-- include: free_queues
+,
 ready as (
   select count(*) as jobs from returned where returned.run_at <= now()
 ),

@@ -1,0 +1,314 @@
+-- name: register_tasks
+-- Makes sure that the tasks have rows, and gives their ids. Read again on a schedule: others may collect a row that no
+-- job needs and make it anew under another id.
+-- takes: identifiers text[]
+-- gives: id int4, identifier text
+with made as (
+  insert into graphile_worker._private_tasks (identifier)
+  select wanted.identifier
+    from unnest($1::text[]) as wanted(identifier)
+   where not exists (select 1 from graphile_worker._private_tasks as tasks where tasks.identifier = wanted.identifier)
+   order by wanted.identifier
+  on conflict (identifier) do nothing
+  returning id, identifier
+)
+select made.id, made.identifier from made
+union all
+select tasks.id, tasks.identifier
+  from graphile_worker._private_tasks as tasks
+ where tasks.identifier = any($1::text[])
+
+-- fragment: take_jobs
+-- Takes the jobs of a CTE `picked` (id, lane, queue_id, queue_name), whose rows this statement has locked.
+held_queue as (
+  update graphile_worker._private_job_queues as queues
+     set locked_by = $1::text, locked_at = now()
+    from picked
+   where queues.id = picked.queue_id
+)
+update graphile_worker._private_jobs as jobs
+   set attempts = jobs.attempts + 1, locked_by = $1::text, locked_at = now()
+  from picked
+ where jobs.id = picked.id
+returning jobs.id, picked.lane, jobs.task_id, picked.queue_id, jobs.key, jobs.flags::text as flags, jobs.attempts,
+          jobs.priority, jobs.run_at, jobs.payload::text as payload, picked.queue_name, jobs.max_attempts,
+          jobs.last_error, jobs.created_at, jobs.updated_at, jobs.locked_at, jobs.revision
+
+-- name: claim_jobs
+-- Claims due jobs for the lanes that take priorities: $3–$7 describe pieces of lanes (lane number, lowest and highest
+-- priority, idle slots, jobs wanted); the pieces of one call don't overlap.
+--
+-- Order is priority, run_at, id. Jobs without a queue come from their own index; what lies behind held queues costs them
+-- nothing. Priorities are walked one by one, so that a million jobs of an urgent priority that are not due cost one probe.
+-- For queued jobs the candidates are looked for first and only their queues are locked; a queue gives its first job.
+-- A piece may want more jobs than it has idle slots: these run a little later, and must be neither keyed nor queued, nor
+-- come after such a job that had to be left.
+-- $8 are queues with a lane of their own; $9, where it is not null, is when the caller began: only what was due then, or
+-- was made since to run at once, is taken.
+-- takes: token text, task_ids int4[], lanes int4[], lows int2[], highs int2[], idle int4[], wanted int4[]
+-- takes: other_queues text[], began_at timestamptz
+-- gives: id int8, lane int4, task_id int4, queue_id int4, key text, flags text, attempts int2
+-- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
+-- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
+with piece as materialized (
+  select * from unnest($3::int4[], $4::int2[], $5::int2[], $6::int4[], $7::int4[]) as p(lane, low, high, idle, wanted)
+),
+free as materialized (
+  select piece.lane, piece.idle, piece.wanted, found.id, found.priority, found.run_at, found.keyed,
+         null::int4 as queue_id, null::text as queue_name
+    from piece
+   cross join lateral (
+     with recursive level(priority) as (
+       (select jobs.priority
+          from graphile_worker._private_jobs as jobs
+         where jobs.is_available = true
+           and jobs.job_queue_id is null
+           and jobs.priority between piece.low and piece.high
+         order by jobs.priority
+         limit 1)
+       union all
+       select (select jobs.priority
+                 from graphile_worker._private_jobs as jobs
+                where jobs.is_available = true
+                  and jobs.job_queue_id is null
+                  and jobs.priority > level.priority
+                  and jobs.priority <= piece.high
+                order by jobs.priority
+                limit 1)
+         from level
+        where level.priority is not null
+     )
+     select due.id, due.priority, due.run_at, due.keyed
+       from level
+      cross join lateral (
+        select jobs.id, jobs.priority, jobs.run_at, jobs.key is not null as keyed
+          from graphile_worker._private_jobs as jobs
+         where jobs.is_available = true
+           and jobs.job_queue_id is null
+           and jobs.priority = level.priority
+           and jobs.run_at <= now()
+           and jobs.task_id = any($2::int4[])
+           and ($9::timestamptz is null
+                or jobs.run_at <= $9::timestamptz
+                or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
+         order by jobs.priority, jobs.run_at
+         limit piece.wanted
+           for update skip locked
+      ) as due
+      limit piece.wanted
+   ) as found
+),
+candidate as materialized (
+  select piece.lane, piece.idle, piece.wanted, found.priority, found.run_at, found.queue_id
+    from piece
+   cross join lateral (
+     with recursive level(priority) as (
+       (select jobs.priority
+          from graphile_worker._private_jobs as jobs
+         where jobs.is_available = true
+           and jobs.priority between piece.low and piece.high
+         order by jobs.priority
+         limit 1)
+       union all
+       select (select jobs.priority
+                 from graphile_worker._private_jobs as jobs
+                where jobs.is_available = true
+                  and jobs.priority > level.priority
+                  and jobs.priority <= piece.high
+                order by jobs.priority
+                limit 1)
+         from level
+        where level.priority is not null
+     )
+     select due.priority, due.run_at, due.queue_id
+       from level
+      cross join lateral (
+        select jobs.priority, jobs.run_at, jobs.job_queue_id as queue_id
+          from graphile_worker._private_jobs as jobs
+         where jobs.is_available = true
+           and jobs.priority = level.priority
+           and jobs.run_at <= now()
+           and jobs.task_id = any($2::int4[])
+           and (jobs.job_queue_id is null
+                or exists (select 1
+                             from graphile_worker._private_job_queues as queues
+                            where queues.id = jobs.job_queue_id
+                              and queues.is_available
+                              and queues.queue_name <> all($8::text[])))
+           and ($9::timestamptz is null
+                or jobs.run_at <= $9::timestamptz
+                or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
+         order by jobs.priority, jobs.run_at
+         limit piece.idle
+      ) as due
+      limit piece.idle
+   ) as found
+   where piece.idle > 0
+     and exists (select 1 from graphile_worker._private_job_queues)
+),
+candidate_queue as materialized (
+  select distinct on (candidate.queue_id) candidate.*
+    from candidate
+   where candidate.queue_id is not null
+   order by candidate.queue_id, candidate.priority, candidate.run_at
+),
+queue as materialized (
+  select candidate_queue.*, queues.queue_name
+    from candidate_queue
+    join graphile_worker._private_job_queues as queues on queues.id = candidate_queue.queue_id
+   where queues.is_available
+   order by queues.id
+     for update of queues skip locked
+),
+head as materialized (
+  select queue.lane, queue.idle, queue.wanted, first.id, first.priority, first.run_at, true as keyed,
+         queue.queue_id, queue.queue_name
+    from queue
+   cross join lateral (
+     select tie.id
+       from graphile_worker._private_jobs as tie
+      where tie.is_available = true
+        and tie.priority = queue.priority
+        and tie.run_at = queue.run_at
+        and tie.job_queue_id = queue.queue_id
+        and tie.task_id = any($2::int4[])
+      order by tie.id
+      limit 1
+   ) as lowest
+    join lateral (
+      select jobs.id, jobs.priority, jobs.run_at
+        from graphile_worker._private_jobs as jobs
+       where jobs.id = lowest.id
+         and jobs.is_available = true
+         and jobs.run_at <= now()
+         and jobs.job_queue_id = queue.queue_id
+         for update skip locked
+    ) as first on true
+),
+ranked as (
+  select both.*,
+         row_number() over (partition by both.lane order by both.priority, both.run_at, both.id) as place
+    from (select * from free union all select * from head) as both
+),
+picked as materialized (
+  select fit.id, fit.lane, fit.queue_id, fit.queue_name
+    from (
+      select ranked.*,
+             count(*) filter (where ranked.keyed and ranked.place > ranked.idle)
+               over (partition by ranked.lane order by ranked.place) as left_over
+        from ranked
+    ) as fit
+   where fit.place <= fit.wanted
+     and fit.left_over = 0
+),
+-- include: take_jobs
+
+-- name: claim_queue_head
+-- Claims the first due job of the queue of that name, for the lane that is the queue's own; nothing while it is held.
+-- takes: token text, task_ids int4[], queue_name text, lane int4, began_at timestamptz
+-- gives: id int8, lane int4, task_id int4, queue_id int4, key text, flags text, attempts int2
+-- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
+-- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
+with queue as materialized (
+  select queues.id, queues.queue_name
+    from graphile_worker._private_job_queues as queues
+   where queues.queue_name = $3::text
+     and queues.is_available
+     for update skip locked
+),
+picked as materialized (
+  select first.id, $4::int4 as lane, queue.id as queue_id, queue.queue_name
+    from queue
+   cross join lateral (
+     with recursive level(priority) as (
+       (select jobs.priority
+          from graphile_worker._private_jobs as jobs
+         where jobs.is_available = true
+         order by jobs.priority
+         limit 1)
+       union all
+       select (select jobs.priority
+                 from graphile_worker._private_jobs as jobs
+                where jobs.is_available = true
+                  and jobs.priority > level.priority
+                order by jobs.priority
+                limit 1)
+         from level
+        where level.priority is not null
+     )
+     select due.id
+       from level
+      cross join lateral (
+        select jobs.id
+          from graphile_worker._private_jobs as jobs
+         where jobs.is_available = true
+           and jobs.priority = level.priority
+           and jobs.run_at <= now()
+           and jobs.job_queue_id = queue.id
+           and jobs.task_id = any($2::int4[])
+           and ($5::timestamptz is null
+                or jobs.run_at <= $5::timestamptz
+                or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
+         order by jobs.priority, jobs.run_at, jobs.id
+         limit 1
+           for update skip locked
+      ) as due
+      limit 1
+   ) as first
+),
+-- include: take_jobs
+
+-- name: next_due
+-- In how many seconds the next job of these tasks becomes due; null when none waits. One probe for each priority.
+-- takes: task_ids int4[]
+-- gives: seconds float8
+with recursive level(priority) as (
+  (select jobs.priority
+     from graphile_worker._private_jobs as jobs
+    where jobs.is_available = true
+    order by jobs.priority
+    limit 1)
+  union all
+  select (select jobs.priority
+            from graphile_worker._private_jobs as jobs
+           where jobs.is_available = true
+             and jobs.priority > level.priority
+           order by jobs.priority
+           limit 1)
+    from level
+   where level.priority is not null
+)
+select extract(epoch from min(soon.run_at) - clock_timestamp())::float8 as seconds
+  from level
+ cross join lateral (
+   select jobs.run_at
+     from graphile_worker._private_jobs as jobs
+    where jobs.is_available = true
+      and jobs.priority = level.priority
+      and jobs.run_at > now()
+      and jobs.task_id = any($1::int4[])
+    order by jobs.priority, jobs.run_at
+    limit 1
+ ) as soon
+
+-- name: locks_of_worker
+-- Every job and queue that a worker's claims hold, by their tokens. No index leads to locks: asked only after a reconnect
+-- and seldom else.
+-- takes: worker_id text
+-- gives: job_id int8, queue_id int4, token text, keyed bool
+select jobs.id as job_id, jobs.job_queue_id as queue_id, jobs.locked_by as token, jobs.key is not null as keyed
+  from graphile_worker._private_jobs as jobs
+ where starts_with(jobs.locked_by, $1::text || '/')
+union all
+select null, queues.id, queues.locked_by, false
+  from graphile_worker._private_job_queues as queues
+ where starts_with(queues.locked_by, $1::text || '/')
+
+-- name: other_backends
+-- How many backends of that application name, this one left out, may still be working on a statement.
+-- takes: application_name text
+-- gives: backends int8
+select count(*) as backends
+  from pg_stat_activity
+ where application_name = $1::text
+   and pid <> pg_backend_pid()
