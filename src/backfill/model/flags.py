@@ -56,6 +56,7 @@ class Extras(msgspec.Struct, frozen=True, kw_only=True):
     unknown: frozenset[str] = frozenset()
 
 
+_NAMES_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay unread: only the names count
 NO_EXTRAS = Extras()
 NO_FLAGS: frozenset[str] = frozenset()
 
@@ -105,8 +106,10 @@ def decode_flags_text(text: str | None) -> tuple[frozenset[str], Extras]:
     """Do the same for the column's jsonb text; what is no JSON object counts as no flags."""
     if text is None:
         return NO_FLAGS, NO_EXTRAS
-    flags = msgspec.json.decode(text)
-    return decode_flags(flags if isinstance(flags, dict) else None)
+    try:
+        return decode_flags(_NAMES_DECODER.decode(text))
+    except (msgspec.DecodeError, RecursionError):
+        return NO_FLAGS, NO_EXTRAS
 
 
 def has_extras(text: str | None) -> bool:

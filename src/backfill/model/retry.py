@@ -46,6 +46,17 @@ def _number(field: str, value: object) -> float:
     return float(value)
 
 
+def checked_policy(value: object) -> "RetryPolicy":
+    """Return `value` when it is a retry policy.
+
+    Raises:
+        InvalidJob: It is something else, such as a preset's name.
+    """
+    if not isinstance(value, RetryPolicy):
+        raise InvalidJob(f"retry_policy must be a RetryPolicy such as RetryPolicy.fast(), not {value!r}")
+    return value
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class RetryPolicy:
     """How often a job is tried and how long it waits in between.

@@ -10,7 +10,7 @@ from backfill.errors import InvalidJob
 from backfill.model.flags import Extras, encode_flags
 from backfill.model.priority import Priority
 from backfill.model.queue import Queue
-from backfill.model.retry import RetryPolicy
+from backfill.model.retry import RetryPolicy, checked_policy
 from backfill.model.values import (
     MAX_ATTEMPTS,
     MAX_JOB_KEY,
@@ -88,9 +88,7 @@ class JobSpec:
         put(self, "run_at", None if run_at is None else checked_time("run_at", run_at))
         put(self, "priority", priority if isinstance(priority, Priority) else Priority(priority))
         put(self, "queue", Queue.coerce(queue))
-        if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
-            raise InvalidJob(f"retry_policy must be a RetryPolicy, not {retry_policy!r}")
-        put(self, "retry_policy", retry_policy)
+        put(self, "retry_policy", None if retry_policy is None else checked_policy(retry_policy))
         if max_attempts is not None:
             checked_int("max_attempts", max_attempts, 1, MAX_ATTEMPTS)
         elif retry_policy is not None:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, overload
 
 from backfill.errors import ConfigurationError, InvalidJob
-from backfill.model.retry import RetryPolicy
+from backfill.model.retry import RetryPolicy, checked_policy
 from backfill.model.spec import JobSpec
 from backfill.model.values import MAX_ATTEMPTS, checked_identifier, checked_int, checked_positive
 
@@ -38,16 +38,19 @@ class TaskOptions:
     retry_policy: RetryPolicy | None = None
     max_attempts: int | None = None
     timeout: timedelta | None = None
-    where: str = ""
+    where: str
 
     def __post_init__(self) -> None:
-        checked_identifier(self.identifier)
-        if self.retry_policy is not None and not isinstance(self.retry_policy, RetryPolicy):
-            raise InvalidJob(f"retry_policy must be a RetryPolicy, not {self.retry_policy!r}")
-        if self.max_attempts is not None:
-            checked_int("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
-        if self.timeout is not None:
-            checked_positive("timeout", self.timeout)
+        try:
+            checked_identifier(self.identifier)
+            if self.retry_policy is not None:
+                checked_policy(self.retry_policy)
+            if self.max_attempts is not None:
+                checked_int("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+            if self.timeout is not None:
+                checked_positive("timeout", self.timeout)
+        except InvalidJob as error:
+            raise InvalidJob(f"the task at {self.where}: {error}") from error
 
     def apply_to(self, spec: JobSpec | None = None) -> JobSpec:
         """Return the spec with the task's settings where it has none of its own.
@@ -186,12 +189,12 @@ def options_of(handler: Task[Any] | TaskHandler | type[TaskHandler]) -> TaskOpti
     """Return the settings of a task, a TaskHandler class or an instance of one.
 
     Raises:
-        ConfigurationError: It is none of these, or the class has no IDENTIFIER, no `async def run`, or a setting
-            that cannot be.
+        ConfigurationError: It is none of these, or the class has no IDENTIFIER or no `async def run`.
+        InvalidJob: A setting of the class cannot be.
     """
     if isinstance(handler, Task):
         return handler.options
-    cls = handler if inspect.isclass(handler) else type(handler)
+    cls: Any = handler if inspect.isclass(handler) else type(handler)
     if not issubclass(cls, TaskHandler):
         raise ConfigurationError(f"{handler!r} is no task: put @task before the function or mix in TaskHandler")
     return _class_options(cls)
@@ -204,16 +207,13 @@ def _class_options(cls: Any) -> TaskOptions:
         raise ConfigurationError(f"{cls.__qualname__} at {where} has no IDENTIFIER: set the task's name")
     if not inspect.iscoroutinefunction(getattr(cls, "run", None)):
         raise ConfigurationError(f"{cls.__qualname__} at {where} has no `async def run(self, ctx)`")
-    try:
-        return TaskOptions(
-            identifier=cls.IDENTIFIER,
-            retry_policy=cls.RETRY_POLICY,
-            max_attempts=cls.MAX_ATTEMPTS,
-            timeout=cls.TIMEOUT,
-            where=where,
-        )
-    except InvalidJob as error:
-        raise ConfigurationError(f"{cls.__qualname__} at {where}: {error}") from error
+    return TaskOptions(
+        identifier=cls.IDENTIFIER,
+        retry_policy=cls.RETRY_POLICY,
+        max_attempts=cls.MAX_ATTEMPTS,
+        timeout=cls.TIMEOUT,
+        where=where,
+    )
 
 
 def _where(code: Any) -> str:
