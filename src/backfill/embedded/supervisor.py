@@ -1,4 +1,7 @@
-"""The process that owns an embedded PostgreSQL server. Run as a script; imports the standard library only, to start fast.
+"""The process that owns an embedded PostgreSQL server.
+
+It runs outside the package, and imports only what it must: a warm start is mostly Python's own start. (pathlib,
+dataclasses, typing and shutil would double that; hence `os.path` here, and plain classes.)
 
 It is told everything by its one argument (`Spec`, as JSON) and inherits two descriptors: the locked supervisor.lock,
 and a listening unix socket. It makes the data directory where there is none, starts `postgres` as its own child, and
@@ -20,21 +23,24 @@ reason until the last user is gone, so that throw-away data is removed then too.
 only our own child, or a process whose command line says that it is `postgres` on our data directory.
 """
 
+# ruff: noqa: PTH102, PTH104, PTH105, PTH108, PTH110, PTH112, PTH114, PTH115, PTH118, PTH123, PTH202, PTH208 - see above
+
 import ctypes
-import dataclasses
 import fcntl
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False  # as typing's, which costs too much
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO
 
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = {signal.SIGINT: 60.0, signal.SIGQUIT: 10.0}
@@ -45,24 +51,43 @@ PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-@dataclasses.dataclass(frozen=True)
 class Spec:
-    """What to run, where, and as whom. `uid` is None for our own account."""
+    """What to run, where, and as whom.
 
-    home: str
-    sockets: str
-    programs: str
-    uid: int | None
-    gid: int | None
-    port: int
-    tcp: bool
-    temporary: bool
-    settings: dict[str, str]
+    Args:
+        home: the server's folder.
+        sockets: the folder of the unix sockets.
+        programs: the folder of PostgreSQL's programs.
+        uid: the account that runs it, None for our own.
+        gid: its group, None for our own.
+        port: of TCP and in the name of the unix socket.
+        tcp: listen on 127.0.0.1 too.
+        temporary: remove `home` when the last user is gone.
+        settings: PostgreSQL's settings.
+    """
 
-    @property
-    def data(self) -> Path:
-        """PostgreSQL's data directory."""
-        return Path(self.home, "pgdata")
+    def __init__(
+        self,
+        *,
+        home: str,
+        sockets: str,
+        programs: str,
+        uid: int | None,
+        gid: int | None,
+        port: int,
+        tcp: bool,
+        temporary: bool,
+        settings: dict[str, str],
+    ) -> None:
+        self.home = home
+        self.sockets = sockets
+        self.programs = programs
+        self.uid = uid
+        self.gid = gid
+        self.port = port
+        self.tcp = tcp
+        self.temporary = temporary
+        self.settings = settings
 
 
 class StartError(Exception):
@@ -80,6 +105,8 @@ class Supervisor:
 
     def __init__(self, spec: Spec, listener: socket.socket, wakeup: tuple[socket.socket, socket.socket]) -> None:
         self.spec = spec
+        self.data = os.path.join(spec.home, "pgdata")
+        self.server_log = os.path.join(spec.home, "server.log")
         self.listener = listener
         self.woken, self.waker = wakeup
         self.postmaster: subprocess.Popen[bytes] | None = None
@@ -97,12 +124,12 @@ class Supervisor:
         self._stop(signal.SIGQUIT if self.spec.temporary else signal.SIGINT)
         if self.alone.is_set():
             if self.spec.temporary:
-                discard(Path(self.spec.home))
+                discard(self.spec.home)
             else:
-                remove_short_folder(Path(self.spec.home))
+                remove_short_folder(self.spec.home)
 
     def _wait_for_last_user(self) -> None:
-        users = os.open(Path(self.spec.home, "users.lock"), os.O_RDWR | os.O_CLOEXEC)
+        users = os.open(os.path.join(self.spec.home, "users.lock"), os.O_RDWR | os.O_CLOEXEC)
         fcntl.flock(users, fcntl.LOCK_EX)
         self.alone.set()
         self.end()
@@ -139,7 +166,7 @@ class Supervisor:
             except (OSError, ValueError, KeyError) as error:
                 log(f"a request was not answered: {error!r}")
 
-    def _report(self) -> dict[str, Any]:
+    def _report(self) -> dict[str, object]:
         if self.failure is not None or self.postmaster is None:
             return {"failure": self.failure or "it is being stopped"}
         return {
@@ -150,7 +177,7 @@ class Supervisor:
             "settings": self.spec.settings,
         }
 
-    def _try(self, *steps: Any) -> None:
+    def _try(self, *steps: "Callable[[], None]") -> None:
         try:
             for step in steps:
                 step()
@@ -164,26 +191,27 @@ class Supervisor:
         self.hasty_ends = self.hasty_ends + 1 if time.monotonic() - self.ready_at < 1 else 0
         self.postmaster = None
         if self.hasty_ends >= HASTY_ENDS:
-            self.failure = f"it ended {HASTY_ENDS} times within a second of its start; see {self.spec.home}/server.log"
+            self.failure = f"it ended {HASTY_ENDS} times within a second of its start; see {self.server_log}"
             return
         self._try(self._launch)
 
     def _make_data(self) -> None:
-        data = self.spec.data
-        if (data / "PG_VERSION").exists():
+        if os.path.exists(os.path.join(self.data, "PG_VERSION")):
             return
         # Under another name until it is complete: a killed initdb leaves nothing that looks like data.
-        unfinished = data.with_name("pgdata.unfinished")
-        password_file = Path(self.spec.sockets, "password")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(mode=0o700)
+        unfinished = f"{self.data}.unfinished"
+        password_file = os.path.join(self.spec.sockets, "password")
+        remove_tree(unfinished)
+        os.mkdir(unfinished, 0o700)
         password = os.urandom(24).hex()
-        Path(self.spec.home, "password").write_text(password, encoding="ascii")
-        password_file.write_text(password, encoding="ascii")
-        for path in (unfinished, password_file):
-            os.chown(path, -1 if self.spec.uid is None else self.spec.uid, -1 if self.spec.gid is None else self.spec.gid)
+        for path in (os.path.join(self.spec.home, "password"), password_file):
+            with open(path, "w", encoding="ascii") as stream:
+                stream.write(password)
+        if self.spec.uid is not None and self.spec.gid is not None:
+            for path in (unfinished, password_file):
+                os.chown(path, self.spec.uid, self.spec.gid)
         command = [
-            *(f"{self.spec.programs}/initdb", "-D", str(unfinished), "--username=postgres", f"--pwfile={password_file}"),
+            *(f"{self.spec.programs}/initdb", "-D", unfinished, "--username=postgres", f"--pwfile={password_file}"),
             *("--auth-local=trust", "--auth-host=scram-sha-256", "--no-locale", "--encoding=UTF8", "--no-instructions"),
             *(["--no-sync"] if self.spec.temporary else []),
         ]
@@ -191,12 +219,12 @@ class Supervisor:
             with self._start(command, signal.SIGKILL, subprocess.PIPE) as process:
                 output, _ = process.communicate()
         finally:
-            password_file.unlink()
+            os.unlink(password_file)
         if process.returncode != 0:
             raise StartError(f"initdb failed: {output.decode(errors='replace').strip()}")
-        unfinished.rename(data)
+        os.rename(unfinished, self.data)
 
-    def _start(self, command: list[str], death_signal: int, output: Any) -> "subprocess.Popen[bytes]":
+    def _start(self, command: list[str], death_signal: int, output: "int | IO[bytes]") -> "subprocess.Popen[bytes]":
         """Start a program as the account, that gets `death_signal` when we die."""
         me = os.getpid()
 
@@ -223,8 +251,8 @@ class Supervisor:
 
     def _launch(self) -> None:
         """Start the postmaster and wait until it is ready, however long its recovery takes."""
-        if (self.spec.data / "postmaster.pid").exists():
-            end_leftovers(self.spec.data)
+        if os.path.exists(os.path.join(self.data, "postmaster.pid")):
+            end_leftovers(self.data)
         options = {
             **self.spec.settings,
             "listen_addresses": "127.0.0.1" if self.spec.tcp else "",
@@ -232,26 +260,30 @@ class Supervisor:
             "unix_socket_directories": '"' + self.spec.sockets.replace('"', '""') + '"',
             "unix_socket_permissions": "0700",
         }
-        command = [f"{self.spec.programs}/postgres", "-D", str(self.spec.data)]
+        command = [f"{self.spec.programs}/postgres", "-D", self.data]
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
-        path = Path(self.spec.home, "server.log")
-        with path.open("ab") as server_log:
+        if os.path.exists(self.server_log) and os.path.getsize(self.server_log) > KEPT_LOG_BYTES:
+            os.replace(self.server_log, f"{self.server_log}.1")
+        with open(self.server_log, "ab") as server_log:
             begin = server_log.tell()
             self.postmaster = self._start(command, signal.SIGINT, server_log)
         while not self._is_ready():
             if self.postmaster.poll() is not None:
                 self.postmaster = None
-                with path.open("rb") as server_log:
+                with open(self.server_log, "rb") as server_log:
                     server_log.seek(begin)
-                    raise StartError("postgres ended at its start: " + server_log.read()[-2000:].decode(errors="replace"))
+                    raise StartError(
+                        "postgres ended at its start: " + server_log.read()[-2000:].decode(errors="replace")
+                    )
             if self.ending.wait(POLL_SECONDS):
                 return
         self.ready_at = time.monotonic()
 
     def _is_ready(self) -> bool:
         try:
-            lines = (self.spec.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+            with open(os.path.join(self.data, "postmaster.pid"), encoding="utf-8") as stream:
+                lines = stream.read().splitlines()
         except FileNotFoundError:
             return False
         return (
@@ -285,7 +317,7 @@ def clean_environment() -> dict[str, str]:
     return {**kept, "TZ": "UTC"}
 
 
-def end_leftovers(data: Path) -> None:
+def end_leftovers(data: str) -> None:
     """End every process of a PostgreSQL server on `data`: one whose supervisor was killed, or backends without parent."""
     for number, patience in ((signal.SIGINT, 5.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + patience
@@ -303,20 +335,21 @@ def end_leftovers(data: Path) -> None:
             return
 
 
-def server_processes(data: Path) -> list[int]:
+def server_processes(data: str) -> list[int]:
     """Return the pids of live PostgreSQL processes whose data directory is `data`.
 
     On Linux these are processes whose working directory it is; elsewhere the postmasters whose arguments name it.
     """
     found = []
     if sys.platform == "linux":
-        for process in Path("/proc").iterdir():
-            if process.name.isdecimal():
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
                 try:
-                    if (process / "cwd").readlink() == data:
-                        program = (process / "cmdline").read_bytes().split(b"\0")[0]
+                    if os.readlink(f"/proc/{name}/cwd") == data:
+                        with open(f"/proc/{name}/cmdline", "rb") as stream:
+                            program = stream.read().split(b"\0")[0]
                         if program.startswith(b"postgres:") or program.endswith(b"/postgres"):
-                            found.append(int(process.name))
+                            found.append(int(name))
                 except OSError:  # it ended, or is not ours to look at
                     continue
         return found
@@ -328,22 +361,30 @@ def server_processes(data: Path) -> list[int]:
     return found
 
 
-def discard(home: Path) -> None:
+def discard(home: str) -> None:
     """Remove a folder of throw-away data with all that belongs to it."""
-    end_leftovers(home / "pgdata")
+    end_leftovers(os.path.join(home, "pgdata"))
     remove_short_folder(home)
     # Renamed first: who waits for one of its locks must not find them again at their path.
-    removed = home.with_name(f"{home.name}.removed-{os.getpid()}")
-    home.rename(removed)
-    shutil.rmtree(removed)
+    removed = f"{home}.removed-{os.getpid()}"
+    os.rename(home, removed)
+    remove_tree(removed)
 
 
-def remove_short_folder(home: Path) -> None:
+def remove_short_folder(home: str) -> None:
     """Remove the folder of the sockets if it is elsewhere, because the path of `home` is too long for them."""
-    link = home / "sockets"
-    if link.is_symlink():
-        shutil.rmtree(link.readlink(), ignore_errors=True)
-        link.unlink()
+    link = os.path.join(home, "sockets")
+    if os.path.islink(link):
+        remove_tree(os.readlink(link))
+        os.unlink(link)
+
+
+def remove_tree(folder: str) -> None:
+    """Remove a folder and all below it, if it is there."""
+    import shutil  # noqa: PLC0415 - not needed at the start, see above
+
+    if os.path.isdir(folder):
+        shutil.rmtree(folder)
 
 
 def log(message: str) -> None:
@@ -358,12 +399,9 @@ def main() -> None:
     os.umask(0o077)
     spec = Spec(**json.loads(sys.argv[1]))
     listener = socket.socket(fileno=int(sys.argv[2]))
-    listener.setblocking(True)
-    server_log = Path(spec.home, "server.log")
-    if server_log.exists() and server_log.stat().st_size > KEPT_LOG_BYTES:
-        server_log.replace(server_log.with_suffix(".log.1"))
+    listener.settimeout(None)
     wakeup = socket.socketpair()
-    wakeup[1].setblocking(False)
+    wakeup[1].settimeout(0)
     supervisor = Supervisor(spec, listener, wakeup)
     signal.set_wakeup_fd(wakeup[1].fileno())  # the end of a child or a signal wakes the main loop
     signal.signal(signal.SIGCHLD, lambda *_: None)
