@@ -1,1 +1,7 @@
-"""."""
+"""Installing, checking and printing the schema. See ``docs/database.md`` for what an operator needs to know."""
+
+from backfill.schema.check import check
+from backfill.schema.ddl import dlq_script, script
+from backfill.schema.install import install, installed_revision
+
+__all__ = ["check", "dlq_script", "install", "installed_revision", "script"]

@@ -1,0 +1,142 @@
+"""How far a schema is: absent, complete, or something that must not be touched.
+
+What is there is judged by its objects and their signatures. The number that Graphile Worker's ledger records only rules
+schemas out: revisions 19 and 20 mean one thing to Graphile Worker and another to its Rust port, and both are fine.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from backfill.db import Connection
+from backfill.errors import SchemaError
+from backfill.schema.ddl import MIGRATIONS, Migration
+from backfill.schema.facts import live_facts, upstream_facts
+from backfill.sql import text
+
+OLDEST_REVISION: Final = 18
+NEWEST_REVISION: Final = 20
+
+# A schema without any of these kinds of objects of Graphile Worker is nobody's; indexes and the like share their names
+# with those of many applications.
+_TELLING_KINDS: Final = ("table ", "view ", "type ", "function ")
+# Without these nothing works; a missing index or constraint is for `check` to report.
+_NEEDED_KINDS: Final = (*_TELLING_KINDS, "column ")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a look at a schema found.
+
+    Attributes:
+        schema: Its name.
+        facts: Everything in it.
+        revision: The greatest revision in Graphile Worker's ledger; None without one.
+        breaking_revision: The greatest breaking one; None without one.
+        pending: The migrations of ours that have to run.
+    """
+
+    schema: str
+    facts: Mapping[str, str]
+    revision: int | None
+    breaking_revision: int | None
+    pending: Sequence[Migration]
+
+    @property
+    def has_upstream(self) -> bool:
+        """Whether any object of Graphile Worker is there."""
+        return any(thing in self.facts for thing in upstream_facts() if thing.startswith(_TELLING_KINDS))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is nothing to install."""
+        return self.has_upstream and not self.pending
+
+    def missing(self) -> list[str]:
+        """The objects of Graphile Worker that nothing works without and that are not there, or of another type."""
+        found = []
+        for thing, fact in upstream_facts().items():
+            if not thing.startswith(_NEEDED_KINDS):
+                continue
+            live = self.facts.get(thing)
+            if live is None or (thing.startswith("column ") and _type(live) != _type(fact)):
+                found.append(thing)
+        return sorted(found)
+
+    def unknown_columns(self) -> list[str]:
+        """Columns of Graphile Worker's tables that its revision 20 has not."""
+        known = upstream_facts()
+        tables = tuple(thing.replace("table ", "column ", 1) + "." for thing in known if thing.startswith("table "))
+        return sorted(thing for thing in self.facts if thing.startswith(tables) and thing not in known)
+
+    def refuse(self) -> None:
+        """Return if backfill can work with the schema, once what is pending has been applied.
+
+        Raises:
+            SchemaError: It is too old, too new, or only half there; the message says what to do.
+        """
+        name = repr(self.schema)
+        if not self.has_upstream:
+            return
+        if self.revision is not None and self.revision < OLDEST_REVISION:
+            raise SchemaError(
+                f"schema {name} is at Graphile Worker revision {self.revision}; backfill works with {OLDEST_REVISION} to"
+                f" {NEWEST_REVISION}. Stop its workers and upgrade it with Graphile Worker itself (npx graphile-worker"
+                " --schema-only), or use another schema",
+            )
+        if self.breaking_revision is not None and self.breaking_revision > NEWEST_REVISION:
+            raise SchemaError(
+                f"schema {name} is at Graphile Worker revision {self.revision}, with the breaking revision"
+                f" {self.breaking_revision}; this backfill knows up to {NEWEST_REVISION}, and going on would be unsafe."
+                " Upgrade backfill, or use another schema",
+            )
+        missing = self.missing()
+        if missing:
+            raise SchemaError(
+                f"schema {name} is only in part a Graphile Worker schema; it lacks {_some(missing)}. Either it belongs to"
+                " something else: use another schema; or an installation was damaged: restore it or drop the schema",
+            )
+
+    def warnings(self) -> list[str]:
+        """What the operator should know though backfill goes on."""
+        found = []
+        if self.revision is not None and self.revision > NEWEST_REVISION:
+            found.append(
+                f"schema {self.schema!r} is at Graphile Worker revision {self.revision}; this backfill knows up to"
+                f" {NEWEST_REVISION}. The revisions since are not breaking; look for an upgrade of backfill",
+            )
+        unknown = self.unknown_columns()
+        if unknown and self.has_upstream:
+            found.append(f"schema {self.schema!r} has unknown columns: {_some(unknown)}")
+        if self.has_upstream and self.revision is None:
+            found.append(
+                f"schema {self.schema!r} records no revision in its table migrations: Graphile Worker (Node, Rust) would"
+                " try to install it again and fail",
+            )
+        return found
+
+
+async def look(connection: Connection, schema: str) -> State:
+    """Find out how far the schema is. Changes nothing, and works for any role that may read the ledgers."""
+    facts = await live_facts(connection, schema)
+    revision = breaking = None
+    if "column migrations.id" in facts and "column migrations.breaking" in facts:
+        row = await connection.fetchrow(text("schema_revision", schema))
+        if row is not None:
+            revision, breaking = row["revision"], row["breaking_revision"]
+    applied: set[int] = set()
+    if "table backfill_migrations" in facts:
+        applied = {row["id"] for row in await connection.fetch(text("ledger", schema))}
+    pending = [step for step in MIGRATIONS if step.id not in applied or step.makes not in facts]
+    return State(schema, facts, revision, breaking, pending)
+
+
+def _type(fact: str) -> str:
+    for word in (" not null", " generated", " default"):
+        fact = fact.split(word, 1)[0]
+    return fact
+
+
+def _some(things: Sequence[str]) -> str:
+    shown = ", ".join(things[:4])
+    return shown if len(things) <= 4 else f"{shown} and {len(things) - 4} more"
