@@ -186,9 +186,9 @@ head as materialized (
     ) as first on true
 ),
 ranked as (
-  select both.*,
-         row_number() over (partition by both.lane order by both.priority, both.run_at, both.id) as place
-    from (select * from free union all select * from head) as both
+  select found.*,
+         row_number() over (partition by found.lane order by found.priority, found.run_at, found.id) as place
+    from (select * from free union all select * from head) as found
 ),
 picked as materialized (
   select fit.id, fit.lane, fit.queue_id, fit.queue_name
@@ -312,3 +312,8 @@ select count(*) as backends
   from pg_stat_activity
  where application_name = $1::text
    and pid <> pg_backend_pid()
+
+-- name: database_time
+-- The database's clock: the time that decides what is due.
+-- gives: now timestamptz
+select now() as now

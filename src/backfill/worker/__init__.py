@@ -1,1 +1,8 @@
-"""."""
+"""The worker: claims jobs, runs their handlers, and writes down how the runs ended."""
+
+from backfill.worker.config import QueueConfig, WorkerConfig
+from backfill.worker.context import WorkerContext
+from backfill.worker.runner import WorkerRunner, WorkerRunnerBuilder
+from backfill.worker.slot import JobTimeoutError
+
+__all__ = ["JobTimeoutError", "QueueConfig", "WorkerConfig", "WorkerContext", "WorkerRunner", "WorkerRunnerBuilder"]

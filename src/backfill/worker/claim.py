@@ -1,0 +1,258 @@
+"""Claiming: one statement for all lanes that have room, whenever there is a reason to look.
+
+Reasons: a notification; a slot that needs work while there may be more; a queue that a release has freed; the time at
+which a job is known to become due; and a poll, always, since any of the others can be missed.
+
+A claim whose reply is lost is in doubt: the server may have given us jobs that we do not know of. So each time the
+connection was lost, our locks in the database are compared with what we hold (``Reconciler``) before the next claim.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
+
+from backfill.errors import BackfillError
+from backfill.worker.claimed import Claimed
+from backfill.worker.handler import Handler
+from backfill.worker.lane import Lane
+from backfill.worker.link import Link
+from backfill.worker.release import Releaser
+
+logger = logging.getLogger(__name__)
+
+POLL_WHILE_LISTENING: Final = 2.0  # seconds, at least, between polls while notifications are known to arrive
+_REREAD_TASKS: Final = 60.0  # seconds between readings of the task ids
+_ASK_DUE: Final = 1.0  # seconds between questions for the next due time that notifications may cause
+_QUIET: Final = 20  # a lane's queue that had nothing is looked at again after so many times what the look cost
+
+
+class Claimer:
+    """Claims jobs for the lanes and puts them there.
+
+    Attributes:
+        claims: Claim statements sent.
+        polls: Looks that only the poll timer caused.
+        notified: Notifications that asked for a look.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        worker_id: str,
+        lanes: Sequence[Lane],
+        handlers: Sequence[Handler],
+        releaser: Releaser,
+        poll_interval: float,
+        is_listening: Callable[[], bool],
+        reconcile: Callable[[], Awaitable[None]],
+        began_at: datetime | None = None,
+    ) -> None:
+        """Prepare it; ``run`` is its life.
+
+        Args:
+            link: The connection it claims through.
+            worker_id: Begins the claims' tokens.
+            lanes: Where claimed jobs go.
+            handlers: What this worker can run.
+            releaser: Knows what is held and how much waits to be released.
+            poll_interval: Seconds between polls while ``is_listening`` says no.
+            is_listening: Whether notifications are known to arrive.
+            reconcile: Called after the connection was lost, before the next claim.
+            began_at: The database's time at the start of a run that ends when nothing due is left; None to go on for ever.
+        """
+        self.claims = 0
+        self.polls = 0
+        self.notified = 0
+        self.stopping = False
+        self._link = link
+        self._worker_id = worker_id
+        self._lanes = {lane.number: lane for lane in lanes}
+        self._by_name = {handler.identifier: handler for handler in handlers}
+        self._by_task: dict[int, Handler] = {}
+        self._task_ids: list[int] = []
+        self._tasks_read_at = 0.0
+        self._other_queues = [lane.config.queue_name for lane in lanes if lane.config.queue_name is not None]
+        self._quiet_until: dict[int, float] = {}
+        self._releaser = releaser
+        self._poll_interval = poll_interval
+        self._is_listening = is_listening
+        self._reconcile = reconcile
+        self._began_at = began_at
+        self._event = asyncio.Event()
+        self._due_at: float | None = None
+        self._ask_due = began_at is None
+        self._asked_due_at = 0.0
+        self._poll_at = 0.0
+        self._losses = 0
+
+    # -- reasons to look ------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """A lane that may get more has room."""
+        if not self._event.is_set():
+            self._event.set()
+
+    def look(self) -> None:
+        """There may be new jobs for every lane."""
+        for lane in self._lanes.values():
+            lane.look_again()
+        self._quiet_until.clear()
+        self.wake()
+
+    def on_notify(self) -> None:
+        """A notification said that there are."""
+        self.notified += 1
+        if time.monotonic() - self._asked_due_at > _ASK_DUE:
+            self._ask_due = True
+        self.look()
+
+    def look_in(self, seconds: float) -> None:
+        """A job becomes due in so many seconds."""
+        at = time.monotonic() + max(0.0, seconds)
+        if self._due_at is None or at < self._due_at:
+            self._due_at = at
+            self.wake()
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Claim until ``stopping`` is set; with ``began_at``, until nothing due is left and nothing runs."""
+        self._poll_at = time.monotonic() + self._pause()
+        while not self.stopping:
+            self._event.clear()
+            self._timers_rang()
+            released = self._releaser.ran
+            try:
+                got = await self._round()
+                if not got and self._ask_due:
+                    await self._learn_next_due()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BackfillError) as error:
+                logger.warning("cannot claim jobs, will try again: %s", str(error) or type(error).__name__)
+                self.look()
+                await self._link.pause()
+                continue
+            if got:
+                continue
+            if self._began_at is not None and self._nothing_left(released):
+                return
+            await self._wait()
+
+    def _nothing_left(self, released: int) -> bool:
+        """After a round that claimed nothing: whether nothing runs either, and nothing ended meanwhile."""
+        looks = any(lane.hungry for lane in self._lanes.values())
+        return not looks and not self._releaser.held and released == self._releaser.ran
+
+    async def _round(self) -> int:
+        """Claim once for every lane that wants jobs; how many came."""
+        losses = self._link.losses
+        if losses != self._losses:
+            await self._reconcile()
+            self._losses = losses
+        if time.monotonic() - self._tasks_read_at > _REREAD_TASKS:
+            await self._read_tasks()
+        if self._releaser.is_stuck:
+            return 0
+        got = await self._claim_priorities()
+        for lane in self._lanes.values():
+            if lane.config.queue_name is not None:
+                got += await self._claim_queue(lane, lane.config.queue_name)
+        return got
+
+    async def _read_tasks(self) -> None:
+        rows = await self._link.fetch("register_tasks", list(self._by_name))
+        self._by_task = {row["id"]: self._by_name[row["identifier"]] for row in rows}
+        self._task_ids = list(self._by_task)
+        self._tasks_read_at = time.monotonic()
+
+    async def _learn_next_due(self) -> None:
+        """Set the timer for the next job that becomes due by itself."""
+        self._ask_due, self._asked_due_at = False, time.monotonic()
+        seconds = (await self._link.fetch("next_due", self._task_ids))[0]["seconds"]
+        if seconds is not None:
+            self.look_in(seconds)
+
+    async def _claim_priorities(self) -> int:
+        asked: dict[int, tuple[int, int]] = {}
+        pieces: list[tuple[int, int, int, int, int]] = []
+        for lane in self._lanes.values():
+            idle, wanted = lane.wanted() if lane.pieces else (0, 0)
+            if wanted:
+                asked[lane.number] = idle, wanted
+                pieces += [(lane.number, low, high, idle, wanted) for low, high in lane.pieces]
+        if not pieces:
+            return 0
+        columns: list[Any] = [list(column) for column in zip(*pieces, strict=True)]
+        token = self._next_token()
+        rows = await self._link.fetch("claim_jobs", token, self._task_ids, *columns, self._other_queues, self._began_at)
+        jobs: dict[int, list[Claimed]] = {number: [] for number in asked}
+        for job in self._received(rows, token):
+            jobs[job.lane.number].append(job)
+        for number, (idle, wanted) in asked.items():
+            self._lanes[number].claimed(idle, wanted, len(jobs[number]))
+            self._lanes[number].put(jobs[number])
+        return len(rows)
+
+    async def _claim_queue(self, lane: Lane, queue_name: str) -> int:
+        """Claim the head of the lane's queue. A look that finds nothing may have to pass by all that waits, so it is not
+        repeated before many times as long as it took.
+        """
+        now = time.monotonic()
+        idle, _ = lane.wanted()
+        if not idle or now < self._quiet_until.get(lane.number, 0.0):
+            return 0
+        token = self._next_token()
+        rows = await self._link.fetch(
+            "claim_queue_head", token, self._task_ids, queue_name, lane.number, self._began_at
+        )
+        if rows:
+            lane.put(self._received(rows, token))
+        else:
+            lane.claimed(idle, idle, 0)
+            self._quiet_until[lane.number] = now + _QUIET * (time.monotonic() - now)
+        return len(rows)
+
+    def _next_token(self) -> str:
+        self.claims += 1
+        return f"{self._worker_id}/{self.claims}"
+
+    def _received(self, rows: Sequence[asyncpg.Record], token: str) -> list[Claimed]:
+        now, held, lanes, by_task = time.monotonic(), self._releaser.held, self._lanes, self._by_task
+        jobs = [Claimed(row, token, lanes[row[1]], by_task[row[2]], now) for row in rows]
+        for job in jobs:
+            held[job.id] = job
+        return jobs
+
+    # -- waiting --------------------------------------------------------------------------------
+
+    async def _wait(self) -> None:
+        """Wait for a reason to look; a poll and a known time are two of them."""
+        until = self._poll_at if self._due_at is None else min(self._poll_at, self._due_at)
+        timer = asyncio.get_running_loop().call_later(max(0.0, until - time.monotonic()), self._event.set)
+        try:
+            await self._event.wait()
+        finally:
+            timer.cancel()
+
+    def _timers_rang(self) -> None:
+        now = time.monotonic()
+        if self._due_at is not None and self._due_at <= now:
+            self._due_at = None
+            self.look()
+        if self._poll_at <= now:
+            self._poll_at = now + self._pause()
+            self._ask_due = True
+            self.polls += 1
+            self.look()
+
+    def _pause(self) -> float:
+        interval = self._poll_interval
+        if self._is_listening():
+            interval = max(POLL_WHILE_LISTENING, interval)
+        return interval * random.uniform(1.0, 1.25)  # noqa: S311 - spreads a fleet, no secret

@@ -1,0 +1,131 @@
+"""A claimed job on its way through the worker, and how its run ended."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from backfill.model import Extras, Job, decode_flags_text, has_extras
+
+if TYPE_CHECKING:
+    from backfill.worker.handler import Handler
+    from backfill.worker.lane import Lane
+
+
+class Claimed:
+    """A job that this process has claimed: the row as the claim gave it, and the token that the claim wrote into it.
+
+    Only what every job needs is read here; the rest waits in the row until somebody asks.
+
+    Attributes:
+        id: The job's id.
+        token: The claim's token: what every write that ends this run must find in the row.
+        lane: The lane that it was claimed for.
+        handler: What runs it.
+        row: The claim's row.
+        claimed_at: Monotonic seconds.
+        queue_id: Its queue's id; None for a job without a queue.
+        keyed: Whether it had a key when it was claimed.
+        priority: Its priority.
+        due: Its run_at.
+        requeued: Whether it is out of the dead letter queue.
+    """
+
+    __slots__ = (
+        "_extras",
+        "claimed_at",
+        "due",
+        "handler",
+        "id",
+        "keyed",
+        "lane",
+        "priority",
+        "queue_id",
+        "requeued",
+        "row",
+        "token",
+    )
+
+    def __init__(self, row: asyncpg.Record, token: str, lane: "Lane", handler: "Handler", claimed_at: float) -> None:
+        self.id: int = row[0]
+        self.queue_id: int | None = row[3]
+        self.keyed = row[4] is not None
+        self.priority: int = row[7]
+        self.due: datetime = row[8]
+        self.row = row
+        self.token = token
+        self.lane = lane
+        self.handler = handler
+        self.claimed_at = claimed_at
+        self._extras: Extras | None = None
+        self.requeued = has_extras(row[5]) and self.extras.dlq
+
+    @property
+    def extras(self) -> Extras:
+        """What the job's flags say about retries and time limits."""
+        if self._extras is None:
+            self._extras = decode_flags_text(self.row[5])[1]
+        return self._extras
+
+    @property
+    def attempt(self) -> int:
+        """Which run this is, from 1."""
+        attempts: int = self.row["attempts"]
+        return attempts
+
+    def job(self) -> Job:
+        """The job as a value, its payload decoded."""
+        row = self.row
+        flags, extras = decode_flags_text(row["flags"])
+        return Job(
+            id=self.id,
+            task_identifier=self.handler.identifier,
+            queue_name=row["queue_name"],
+            payload_text=row["payload"],
+            priority=row["priority"],
+            run_at=row["run_at"],
+            attempts=row["attempts"],
+            max_attempts=row["max_attempts"],
+            last_error=row["last_error"],
+            created_at=row["created_at"],
+            updated_at=row["updated_at"],
+            key=row["key"],
+            revision=row["revision"],
+            locked_at=row["locked_at"],
+            locked_by=self.token,
+            flags=flags,
+            extras=extras,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A run that failed.
+
+    Attributes:
+        message: For ``last_error`` and the log: the error's type and text.
+        detail: For the dead letter: a JSON object with type, message, traceback and more.
+        retryable: Whether trying again may help.
+        delay: Seconds until the next try, if there is one.
+    """
+
+    message: str
+    detail: str
+    retryable: bool
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """A run that was not begun, or was cut short by a stop: the attempt does not count.
+
+    Attributes:
+        delay: Seconds before it may run again; 0 leaves its time as it was.
+    """
+
+    delay: float = 0.0
+
+
+# None = it ended well.
+Outcome = Failure | HandBack | None

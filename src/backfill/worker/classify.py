@@ -1,0 +1,96 @@
+"""Whether a failed job is worth another try.
+
+| raised | retried |
+| --- | --- |
+| a ``WorkerError`` | as its class says (``is_retryable``) |
+| ``OSError`` (network and files), any time-out | yes |
+| ``TypeError``, ``ValueError``, ``LookupError``, ``AttributeError``, ``NameError``, ``ArithmeticError``, ``SyntaxError``, ``NotImplementedError`` | no: the same input fails again |
+| one of these whose message speaks of a passing trouble (``timed out``, ``connection``, ``rate limit`` …) | yes |
+| an exception group | if one of its errors is |
+| anything else | yes |
+
+A message can only make an error retryable, never the reverse: giving up on a job is the dearer mistake.
+"""
+
+import re
+import traceback
+from typing import Any, Final
+
+import msgspec
+
+from backfill.errors import WorkerError
+
+_NOT_RETRYABLE: Final = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    NameError,
+    ArithmeticError,
+    SyntaxError,
+    NotImplementedError,
+)
+_PASSING: Final = re.compile(
+    r"time[d ]?\s?-?out|temporar|unavailable|connection|connect to|network|too many requests|rate.?limit|throttl"
+    r"|try again|deadlock|serializ\w+ failure|\b(?:429|502|503|504)\b",
+    re.IGNORECASE,
+)
+_LONGEST_MESSAGE: Final = 10_000  # characters kept of a message, and of a traceback twice that
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether a job that raised this may succeed on another try; the module's table is the rule."""
+    if isinstance(error, WorkerError):
+        return error.is_retryable
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_retryable(inner) for inner in error.exceptions)
+    if isinstance(error, OSError | TimeoutError):
+        return True
+    if isinstance(error, _NOT_RETRYABLE):
+        return _PASSING.search(_message(error)) is not None
+    return True
+
+
+def describe(error: BaseException) -> str:
+    """One line or more for ``last_error``: the error's type and text, storable and of a bounded length."""
+    name, message = type(error).__name__, _message(error)
+    return storable(f"{name}: {message}" if message else name, _LONGEST_MESSAGE)
+
+
+def detail(error: BaseException, **more: Any) -> str:
+    """The error as a JSON object for a dead letter: type, message, traceback, whether it is retryable, and ``more``."""
+    kind = type(error)
+    lines = traceback.format_exception(error)
+    value = {
+        "type": kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
+        "message": storable(_message(error), _LONGEST_MESSAGE),
+        "retryable": is_retryable(error),
+        "traceback": storable("".join(lines), 2 * _LONGEST_MESSAGE, keep_end=True),
+        **more,
+    }
+    return msgspec.json.encode(value).decode()
+
+
+def storable(text: str, limit: int, *, keep_end: bool = False) -> str:
+    """The text without what PostgreSQL can't store (NUL, lone surrogates), cut to ``limit`` characters.
+
+    Args:
+        text: Any text.
+        limit: Characters kept.
+        keep_end: Keep the end instead of the beginning, as suits a traceback.
+    """
+    if len(text) > limit:
+        left_out = len(text) - limit
+        text = (
+            f"[{left_out} characters left out] {text[-limit:]}"
+            if keep_end
+            else f"{text[:limit]} [{left_out} characters left out]"
+        )
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - an error whose text can't be made must still fail its job
+        return f"(its text raised {type(broken).__name__})"

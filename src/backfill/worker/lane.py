@@ -1,0 +1,172 @@
+"""A lane at work: its slots, the jobs claimed for them, and how far ahead it may claim.
+
+Claiming ahead (prefetch) is what makes short jobs cheap: one claim for hundreds of them. It must not make anybody wait: a
+job claimed here and not started is one that no other worker can start. So a lane claims ahead only what, by the run times
+it sees, begins within a few milliseconds, and nothing before it has seen any. The run time is a decaying maximum, so
+one slow task among fast ones ends the prefetch. A job that has waited in the buffer too long all the same (a handler
+took longer than its like) is handed back, and the lane claims nothing ahead for a while.
+"""
+
+import asyncio
+import heapq
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from backfill.worker.config import HIGHEST_PRIORITY, LOWEST_PRIORITY, QueueConfig
+
+if TYPE_CHECKING:
+    from backfill.worker.claimed import Claimed
+
+AHEAD_SECONDS: Final = 0.01  # a job claimed ahead should start within this
+AHEAD_MOST: Final = 500  # plans were checked for batches of this size
+STALE_SECONDS: Final = 0.25  # buffered longer than this: handed back
+PAUSE_SECONDS: Final = 2.0  # without prefetch after that
+_DECAY: Final = 0.98  # per run: a slow run is forgotten after some hundred fast ones
+_OVERHEAD: Final = 0.000_02  # seconds a slot spends around a handler that does nothing
+
+
+class Lane:
+    """The slots of one QueueConfig and their buffer of claimed jobs.
+
+    Attributes:
+        config: What it was made from.
+        number: Its place, by which claim statements name it.
+        pieces: The ranges of priorities that are its own, after those of the lanes before it.
+        hungry: Whether there may be more jobs for it: then it claims as soon as it has room.
+        low_mark: With so many buffered jobs or fewer it has room for a claim that is worth its while.
+        idle: Slots that wait for a job.
+    """
+
+    def __init__(self, config: QueueConfig, number: int, pieces: Sequence[tuple[int, int]]) -> None:
+        self.config = config
+        self.number = number
+        self.pieces = tuple(pieces)
+        self.hungry = True
+        self.low_mark = 0
+        self.idle = 0
+        self._may_prefetch = True
+        self._looked = False
+        self._buffer: list[tuple[int, float, int, Claimed]] = []
+        self._waiters: list[asyncio.Future[None]] = []
+        self._run_time: float | None = None
+        self._paused_until = 0.0
+
+    @property
+    def buffered(self) -> int:
+        """Jobs claimed and not started."""
+        return len(self._buffer)
+
+    def wanted(self) -> tuple[int, int]:
+        """How many jobs a claim should bring: for idle slots, and in all. (0, 0) while a claim is not worth it."""
+        if not self.hungry:
+            return 0, 0
+        buffered = len(self._buffer)
+        ahead = self._ahead()
+        self.low_mark = ahead // 2
+        idle = max(0, self.idle - buffered)
+        if not idle and (not ahead or buffered > self.low_mark):
+            return 0, 0
+        self._looked = False
+        return idle, idle + max(0, ahead - max(0, buffered - self.idle))
+
+    def claimed(self, idle: int, wanted: int, got: int) -> None:
+        """Note what a claim for ``idle`` slots and ``wanted`` jobs in all brought.
+
+        If there was a reason to look again while it was under way, that stands.
+        """
+        if not self._looked:
+            self._may_prefetch = got >= wanted
+            self.hungry = got >= idle
+
+    def look_again(self) -> None:
+        """There may be new jobs: a notification came, a time, a queue became free."""
+        self.hungry = True
+        self._may_prefetch = True
+        self._looked = True
+
+    def _ahead(self) -> int:
+        known = self._run_time
+        if known is None or not self._may_prefetch or self.config.queue_name is not None:
+            return 0
+        if time.monotonic() < self._paused_until:
+            return 0
+        slots = self.config.concurrency
+        return min(AHEAD_MOST, int(AHEAD_SECONDS * slots / (known + _OVERHEAD * slots)))
+
+    def put(self, jobs: Sequence["Claimed"]) -> None:
+        """Add claimed jobs; the most urgent start first."""
+        for job in jobs:
+            heapq.heappush(self._buffer, (job.priority, job.due, job.id, job))
+        for _ in range(min(len(jobs), len(self._waiters))):
+            waiter = self._waiters.pop()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def take(self) -> "Claimed | None":
+        """The most urgent claimed job, for a slot that is free; None when there is none."""
+        return heapq.heappop(self._buffer)[3] if self._buffer else None
+
+    async def wait(self) -> None:
+        """Wait for ``put``; may return without a job to take."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self.idle += 1
+        try:
+            await waiter
+        finally:
+            self.idle -= 1
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def ran(self, seconds: float) -> None:
+        """Note how long a run took."""
+        known = self._run_time
+        self._run_time = seconds if known is None else max(seconds, known * _DECAY)
+
+    def take_stale(self, now: float) -> list["Claimed"]:
+        """Take out everything if something has been waiting too long, and claim nothing ahead for a while.
+
+        Args:
+            now: The monotonic clock.
+        """
+        if not any(now - entry[3].claimed_at > STALE_SECONDS for entry in self._buffer):
+            return []
+        self._paused_until = now + PAUSE_SECONDS
+        return self.take_all()
+
+    def take_all(self) -> list["Claimed"]:
+        """Take out everything that has not started."""
+        jobs, self._buffer = [entry[3] for entry in self._buffer], []
+        return jobs
+
+
+def make_lanes(configs: Sequence[QueueConfig]) -> list[Lane]:
+    """The lanes in the order in which they take jobs: those of a queue first, then those of priorities as given.
+
+    Each piece of the range of priorities goes to the first lane that names it.
+    """
+    lanes: list[Lane] = []
+    free = [(LOWEST_PRIORITY, HIGHEST_PRIORITY)]
+    for config in sorted(configs, key=lambda config: config.queue_name is None):
+        pieces: list[tuple[int, int]] = []
+        if config.queue_name is None:
+            pieces, free = _split(free, *config.pieces)
+        lanes.append(Lane(config, len(lanes), pieces))
+    return lanes
+
+
+def gaps(lanes: Sequence[Lane]) -> list[tuple[int, int]]:
+    """The ranges of priorities that no lane takes."""
+    free = [(LOWEST_PRIORITY, HIGHEST_PRIORITY)]
+    for lane in lanes:
+        for low, high in lane.pieces:
+            _, free = _split(free, low, high)
+    return free
+
+
+def _split(ranges: list[tuple[int, int]], low: int, high: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The parts of the ranges inside low..high, and those outside."""
+    inside = [(max(a, low), min(b, high)) for a, b in ranges if a <= high and b >= low]
+    outside = [part for a, b in ranges for part in ((a, min(b, low - 1)), (max(a, high + 1), b)) if part[0] <= part[1]]
+    return inside, outside

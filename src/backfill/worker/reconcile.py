@@ -1,0 +1,77 @@
+"""Comparing our locks in the database with what we hold: after a lost connection, and now and then.
+
+A claim or a release whose reply was lost may have been carried out. A lost release needs nothing: it is sent again, and its
+token decides. A lost claim has left jobs under a token of ours that no job in memory carries; nobody else would touch them
+for hours, so they are handed back. The other way round, a job in memory whose token is gone from the database was taken
+away from us (an operator unlocked it), and its handler is cancelled.
+
+While a statement of the lost connection may still be at work on the server, its claim could come after the comparison: so
+first its backend must be gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from backfill.db import Pool
+from backfill.sql import text
+from backfill.worker.claimed import Claimed
+
+logger = logging.getLogger(__name__)
+
+_LOOKS: Final = 50  # for the end of the old backend
+_BETWEEN_LOOKS: Final = 0.1  # seconds
+
+
+async def reconcile(
+    pool: Pool,
+    schema: str,
+    *,
+    worker_id: str,
+    application_name: str,
+    held: dict[int, Claimed],
+    on_lost: Callable[[Claimed], None],
+) -> int:
+    """Hand back what is locked by this worker and unknown to it, and report what it holds and has lost.
+
+    Args:
+        pool: Connections that are not the claims' own.
+        schema: The schema.
+        worker_id: This worker.
+        application_name: Of the connection that claims; it must not have a statement under way.
+        held: What the worker holds, by id.
+        on_lost: Called for each job that it held before and whose row no longer carries its token.
+
+    Returns:
+        How many jobs were handed back.
+
+    Raises:
+        asyncpg.PostgresError, OSError: The database did not answer; nothing was changed.
+    """
+    before = dict(held)
+    for _ in range(_LOOKS):
+        if not await pool.fetchval(text("other_backends", schema), application_name):
+            break
+        await asyncio.sleep(_BETWEEN_LOOKS)
+    rows = await pool.fetch(text("locks_of_worker", schema), worker_id)
+    ours = {(job.id, job.token) for job in held.values()} | {(job.id, job.token) for job in before.values()}
+    tokens = {token for _, token in ours}
+    strangers = [row for row in rows if row["job_id"] is not None and (row["job_id"], row["token"]) not in ours]
+    queues = [row for row in rows if row["job_id"] is None and row["token"] not in tokens]
+    if strangers or queues:
+        await pool.fetch(
+            text("hand_back", schema),
+            [row["queue_id"] for row in queues],
+            [row["token"] for row in queues],
+            [row["job_id"] for row in strangers],
+            [row["token"] for row in strangers],
+            [row["keyed"] for row in strangers],
+            [0.0] * len(strangers),
+        )
+        logger.info("handed back %d jobs whose claim was carried out although its reply was lost", len(strangers))
+    locked = {(row["job_id"], row["token"]) for row in rows}
+    for job in before.values():
+        if held.get(job.id) is job and (job.id, job.token) not in locked:
+            on_lost(job)
+    return len(strangers)

@@ -1,0 +1,287 @@
+"""Writing down how runs ended.
+
+Outcomes collect while a flush is under way, and the next flush takes all of them, so that under load a statement carries
+hundreds and an idle worker's job is released at once. A flush is at most one statement for each kind: completed, completed
+and out of the dead letter queue, failed, handed back.
+
+Each statement writes only rows that still carry the claim's token, and never waits for a row that somebody else has
+locked. What becomes of an outcome:
+
+* **released**: its row matched.
+* **parked**: the row carries the token but somebody has it locked (a user's transaction that adds the key again, say). It
+  stays here and is sent again, with back-off.
+* **stale**: no row carries the token: the claim was taken away, or an earlier try of the flush was carried out although its
+  reply was lost. There is nothing left to write; it is counted.
+* **the connection is lost**: the whole flush is sent again once there is one. The token makes that harmless.
+* **the database refuses the flush** (a trigger or a constraint of the user's): it is halved until the bad outcomes stand
+  alone. A failure that even alone is refused is written without the dead letter: the job stays in the queue, used up and
+  unlocked, and that is logged as an error.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import asyncpg
+
+from backfill.db import is_connection_error
+from backfill.errors import BackfillError
+from backfill.worker.claimed import Claimed, Failure, HandBack, Outcome
+from backfill.worker.link import Link
+
+logger = logging.getLogger(__name__)
+
+_BATCH: Final = 1000  # outcomes a statement carries at most
+_PARKED_PAUSES: Final = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # seconds
+_STUCK: Final = 5_000  # unreleased outcomes from which on claiming waits
+
+Settled = tuple[Claimed, Outcome]
+
+
+class Releaser:
+    """Collects outcomes and releases them in batches.
+
+    Attributes:
+        held: Every job this worker has claimed and not released, by id.
+        ran: Runs that ended, hand-backs left out.
+        stale: Outcomes that met no row with their token.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        worker_id: str,
+        bury: bool,
+        log_jobs: bool,
+        on_released: Callable[[bool], None],
+        on_retry: Callable[[float], None],
+    ) -> None:
+        """Prepare it; ``run`` is its life.
+
+        Args:
+            link: The connection it writes through.
+            worker_id: For the dead letters' ``created_by``.
+            bury: Whether jobs that failed for good go to the dead letter queue.
+            log_jobs: Log each completed job at INFO.
+            on_released: Called after jobs were released; with True when a queue became free.
+            on_retry: Called with the seconds until a failed job is due again.
+        """
+        self.held: dict[int, Claimed] = {}
+        self.ran = 0
+        self.stale = 0
+        self._link = link
+        self._worker_id = worker_id
+        self._bury = bury
+        self._log_jobs = log_jobs
+        self._on_released = on_released
+        self._on_retry = on_retry
+        self._settled: list[Settled] = []
+        self._event = asyncio.Event()
+        self._parked: list[Settled] = []
+        self._parked_rounds = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether so much waits that claiming more would only add to it."""
+        return len(self._settled) >= _STUCK
+
+    def settle(self, job: Claimed, outcome: Outcome) -> None:
+        """Take the outcome of a job; it is written by the next flush."""
+        self._settled.append((job, outcome))
+        if not self._event.is_set():
+            self._event.set()
+
+    async def run(self) -> None:
+        """Flush whenever there are outcomes; until cancelled."""
+        while True:
+            await self._event.wait()
+            self._event.clear()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Release everything that has settled; returns when it is done. One flush at a time."""
+        while self._settled:
+            batch, self._settled = self._settled[:_BATCH], self._settled[_BATCH:]
+            await self._release(batch)
+
+    async def _release(self, batch: list[Settled]) -> None:
+        left: list[Settled] = []
+        groups = _groups(batch)
+        while groups:
+            statement, group = groups.pop(0)
+            try:
+                left += await self._send(statement, group)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BackfillError) as error:
+                if is_connection_error(error) or isinstance(error, BackfillError):
+                    logger.warning("cannot release %d jobs, will try again: %s", len(group), error)
+                    groups.insert(0, (statement, group))
+                    await self._link.pause()
+                elif len(group) > 1:
+                    half = len(group) // 2
+                    groups[:0] = [(statement, group[:half]), (statement, group[half:])]
+                else:
+                    left += await self._refused(statement, group[0], error)
+            except asyncio.CancelledError:
+                self._settled[:0] = [*left, *group, *(one for _, rest in groups for one in rest)]
+                raise
+        if left:
+            self._park(left)
+        else:
+            self._parked_rounds = 0
+
+    async def _refused(self, statement: str, settled: Settled, error: Exception) -> list[Settled]:
+        """One outcome that the database does not take: keep the job, without its dead letter if that was the reason."""
+        job, outcome = settled
+        if isinstance(outcome, Failure):
+            logger.error(
+                "job %d (%s) failed, and the database refused to take it into the dead letter queue: %s."
+                " It stays in the queue, used up; after mending the cause, run process_failed_jobs",
+                job.id,
+                job.handler.identifier,
+                error,
+            )
+            try:
+                return await self._send(statement, [settled], bury=False)
+            except asyncpg.PostgresError as again:
+                error = again
+        logger.error("job %d (%s) cannot be released, will try again: %s", job.id, job.handler.identifier, error)
+        return [settled]
+
+    async def _send(self, statement: str, group: Sequence[Settled], *, bury: bool | None = None) -> list[Settled]:
+        """Send one statement; what has to be sent again is returned."""
+        args = _common(group)
+        queues = len(args[0])
+        if statement == "release_failed":
+            return await self._send_failed(group, args, self._bury if bury is None else bury)
+        if statement == "hand_back":
+            args += (
+                [job.keyed for job, _ in group],
+                [outcome.delay if isinstance(outcome, HandBack) else 0.0 for _, outcome in group],
+            )
+        row = (await self._link.fetch(statement, *args))[0]
+        left = [] if (row["released"], row["freed"]) == (len(group), queues) else await self._still_held(group, args)
+        self._done(group, left, released=row["released"], freed=row["freed"] > 0)
+        return left
+
+    async def _send_failed(self, group: Sequence[Settled], args: tuple[Any, ...], bury: bool) -> list[Settled]:
+        failures = [outcome for _, outcome in group if isinstance(outcome, Failure)]
+        rows = await self._link.fetch(
+            "release_failed",
+            *args,
+            [job.keyed for job, _ in group],
+            [failure.message for failure in failures],
+            [failure.detail for failure in failures],
+            [failure.retryable for failure in failures],
+            [failure.delay for failure in failures],
+            self._worker_id,
+            bury,
+        )
+        freed = rows[0]["freed"] if rows else 0
+        whole = len(rows) == len(group) and freed == len(args[0])
+        left = [] if whole else await self._still_held(group, args)
+        verdicts = {row["job_id"]: row for row in rows}
+        for job, outcome in group:
+            if job.id in verdicts and isinstance(outcome, Failure):
+                self._report(job, outcome, verdicts[job.id])
+        self._done(group, left, released=len(rows), freed=freed > 0)
+        return left
+
+    async def _still_held(self, group: Sequence[Settled], args: tuple[Any, ...]) -> list[Settled]:
+        """The outcomes whose job or queue still carries the token: somebody else has the row locked for now."""
+        rows = await self._link.fetch("still_held", *args[:4])
+        jobs = {row["job_id"] for row in rows if row["job_id"] is not None}
+        queues = {row["queue_id"] for row in rows if row["queue_id"] is not None}
+        return [(job, outcome) for job, outcome in group if job.id in jobs or job.queue_id in queues]
+
+    def _done(self, group: Sequence[Settled], left: list[Settled], *, released: int, freed: bool) -> None:
+        waiting = {id(job) for job, _ in left}
+        stale = max(0, len(group) - len(left) - released)
+        if stale:
+            self.stale += stale
+            logger.info("%d of %d outcomes met no claim of theirs: released before, or taken away", stale, len(group))
+        for job, outcome in group:
+            if id(job) in waiting:
+                continue
+            if self.held.get(job.id) is job:
+                del self.held[job.id]
+            if not isinstance(outcome, HandBack):
+                self.ran += 1
+            if self._log_jobs and outcome is None:
+                logger.info(
+                    "job %d (%s) done, attempt %d", job.id, job.handler.identifier, job.attempt, extra=_fields(job)
+                )
+        self._on_released(freed)
+
+    def _report(self, job: Claimed, failure: Failure, row: asyncpg.Record) -> None:
+        """Log a failed run, and let the worker know when it is due again."""
+        fields = _fields(job)
+        if row["verdict"] == "retry":
+            self._on_retry(row["wait_seconds"])
+            logger.warning(
+                "job %d (%s) failed in attempt %d of %d, next run in %.1f s: %s",
+                job.id,
+                job.handler.identifier,
+                row["attempts"],
+                row["max_attempts"],
+                row["wait_seconds"],
+                failure.message,
+                extra={**fields, "next_run_in": row["wait_seconds"]},
+            )
+            return
+        where = f"now dead letter {row['dlq_id']}" if row["dlq_id"] is not None else "it stays in the queue, used up"
+        logger.warning(
+            "job %d (%s) failed for good in attempt %d of %d (%s), %s: %s",
+            job.id,
+            job.handler.identifier,
+            row["attempts"],
+            row["max_attempts"],
+            row["verdict"],
+            where,
+            failure.message,
+            extra={**fields, "verdict": row["verdict"], "dlq_id": row["dlq_id"]},
+        )
+
+    def _park(self, left: list[Settled]) -> None:
+        """Send them again after a while; new outcomes need not wait for them."""
+        pause = _PARKED_PAUSES[min(self._parked_rounds, len(_PARKED_PAUSES) - 1)]
+        self._parked_rounds += 1
+        if self._parked_rounds == len(_PARKED_PAUSES):
+            logger.warning("%d jobs cannot be released while other transactions hold their rows", len(left))
+        self._parked += left
+        asyncio.get_running_loop().call_later(pause, self._unpark)
+
+    def _unpark(self) -> None:
+        parked, self._parked = self._parked, []
+        self._settled += parked
+        self._event.set()
+
+
+def _groups(batch: Sequence[Settled]) -> list[tuple[str, list[Settled]]]:
+    """The outcomes by the statement that writes them."""
+    groups: dict[str, list[Settled]] = {}
+    for settled in batch:
+        job, outcome = settled
+        if outcome is None:
+            name = "release_completed_requeued" if job.requeued else "release_completed"
+        else:
+            name = "release_failed" if isinstance(outcome, Failure) else "hand_back"
+        groups.setdefault(name, []).append(settled)
+    return list(groups.items())
+
+
+def _common(group: Sequence[Settled]) -> tuple[Any, ...]:
+    """Queue ids and tokens, job ids and tokens: the first four parameters of each statement."""
+    queued = [job for job, _ in group if job.queue_id is not None]
+    return (
+        [job.queue_id for job in queued],
+        [job.token for job in queued],
+        [job.id for job, _ in group],
+        [job.token for job, _ in group],
+    )
+
+
+def _fields(job: Claimed) -> dict[str, Any]:
+    """What structured logs carry for a job."""
+    return {"job_id": job.id, "task": job.handler.identifier, "attempt": job.attempt}

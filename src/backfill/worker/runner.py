@@ -1,0 +1,140 @@
+"""WorkerRunner: a worker in three ways: until told to stop, in the background, or over what is due now."""
+
+import asyncio
+from types import TracebackType
+from typing import Any, Self
+
+from backfill.client import BackfillClient
+from backfill.errors import ConfigurationError
+from backfill.model import Task, TaskHandler
+from backfill.sql import text
+from backfill.worker.config import WorkerConfig
+from backfill.worker.handler import Handler, make_handler
+from backfill.worker.worker import Worker
+
+
+class WorkerRunnerBuilder:
+    """Collects what a WorkerRunner runs; made by ``WorkerRunner.builder``."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._handlers: dict[str, Handler] = {}
+
+    @property
+    def config(self) -> WorkerConfig:
+        """The configuration that it was made with."""
+        return self._config
+
+    def define_job(self, handler: Task[Any] | type[TaskHandler]) -> Self:
+        """Run the jobs of a task.
+
+        Args:
+            handler: A function with ``@task``, or a class with ``TaskHandler``.
+
+        Raises:
+            ConfigurationError: It can't run jobs, or another handler has the same identifier; both places are named.
+        """
+        made = make_handler(handler)
+        other = self._handlers.setdefault(made.identifier, made)
+        if other is not made and other.function is not made.function:
+            raise ConfigurationError(
+                f"two handlers are called {made.identifier!r}: at {other.options.where} and at {made.options.where}"
+            )
+        return self
+
+    async def build(self) -> "WorkerRunner":
+        """Connect, install the schema if need be, and give the runner.
+
+        Raises:
+            ConfigurationError: No job was defined.
+            DatabaseError: The database can't be reached.
+            SchemaError: The schema there does not fit, or the role can't use it.
+        """
+        if not self._handlers:
+            raise ConfigurationError("no job is defined: call define_job before build")
+        client = BackfillClient(self._config.database_url, schema=self._config.schema)
+        await client.open()
+        return WorkerRunner(self._config, tuple(self._handlers.values()), client)
+
+
+class WorkerRunner:
+    """Runs jobs with the handlers that it was built with.
+
+    Use it as an async context manager, or call ``close`` when it is no longer needed: it holds a pool of connections.
+    """
+
+    def __init__(self, config: WorkerConfig, handlers: tuple[Handler, ...], client: BackfillClient) -> None:
+        self._config = config
+        self._handlers = handlers
+        self._client = client
+        self._worker: Worker | None = None
+
+    @staticmethod
+    def builder(config: WorkerConfig) -> WorkerRunnerBuilder:
+        """Begin to build a runner with that configuration."""
+        return WorkerRunnerBuilder(config)
+
+    @property
+    def client(self) -> BackfillClient:
+        """A client of the same database and schema."""
+        return self._client
+
+    @property
+    def worker_count(self) -> int:
+        """How many jobs it runs at once: the slots of all lanes."""
+        return self._config.concurrency
+
+    @property
+    def dlq_processor_enabled(self) -> bool:
+        """Whether jobs that fail for good go to the dead letter queue."""
+        return self._config.dlq_processor_interval is not None
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker that runs or ran last; None before."""
+        return self._worker
+
+    async def run_until_cancelled(self, stop: asyncio.Event, *, abandon: bool = False) -> int:
+        """Run jobs until ``stop`` is set, then stop in order, within the configuration's ``shutdown_timeout``.
+
+        Args:
+            stop: Set it to stop.
+            abandon: Hand back, at the end of that time, jobs whose handlers can't be cancelled, rather than wait for them.
+                Only for a process that exits right after: such a handler still runs.
+
+        Returns:
+            How many jobs were abandoned so.
+        """
+        self._worker = Worker(self._config, self._handlers, self._client)
+        return await self._worker.run(stop, abandon=abandon)
+
+    def spawn_background(self, stop: asyncio.Event) -> asyncio.Task[int]:
+        """``run_until_cancelled`` in a task of its own. Await the task to wait for the end; cancelling it stops at once."""
+        return asyncio.create_task(self.run_until_cancelled(stop), name="backfill-worker")
+
+    def hurry(self) -> None:
+        """During a stop: cancel the handlers that still run now, rather than later."""
+        if self._worker is not None:
+            self._worker.hurry.set()
+
+    async def process_available_jobs(self) -> int:
+        """Run what is due now, and what these jobs add to run at once; leave retries and later times.
+
+        Returns:
+            How many runs there were, failures included.
+        """
+        began_at = await self._client.pool.fetchval(text("database_time", self._config.schema))
+        self._worker = Worker(self._config, self._handlers, self._client, began_at=began_at)
+        return await self._worker.drain()
+
+    async def close(self) -> None:
+        """Close the connections. Safe to call twice."""
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

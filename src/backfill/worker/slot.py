@@ -1,0 +1,224 @@
+"""A slot: takes one claimed job after the other and runs its handler to the end.
+
+The handler is awaited inline, in the slot's own asyncio task: no task is made per job. What keeps jobs apart is a copy of
+the context variables for each. A plain function runs in a thread, and the slot waits for it.
+
+How a run ends, and what becomes of it:
+
+* returned: completed.
+* raised: failed; `classify` says whether it is worth another try.
+* time-out: the handler is cancelled. When it has ended it counts as failed, and as worth another try. A handler that
+  swallows the cancellation, or a thread, can't be made to end: the slot waits for it and the job stays claimed, since a
+  job that still runs must not start elsewhere.
+* cancelled by a stop of the worker: handed back, the attempt not counted. If it ended well all the same, completed.
+* cancelled because its claim was lost: handed back, which meets no row that still carries the claim.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import time
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from backfill.errors import WorkerError
+from backfill.model import graphile_delay
+from backfill.worker.claimed import Claimed, Failure, HandBack, Outcome
+from backfill.worker.classify import describe, detail, is_retryable
+from backfill.worker.context import WorkerContext
+
+if TYPE_CHECKING:
+    from backfill.client import BackfillClient
+    from backfill.worker.lane import Lane
+
+logger = logging.getLogger(__name__)
+
+RETURN_DELAY: Final = 1.0  # seconds before a job that a stop cut short runs again: its next worker may be starting
+_FAIRNESS: Final = 0.005  # seconds that handlers which never suspend may run before others get the loop
+_Reason = Literal["stop", "lost"]
+
+
+class JobTimeoutError(WorkerError):
+    """The handler took longer than its time limit; retryable."""
+
+    is_retryable = True
+
+
+class Slot:
+    """One of a lane's slots.
+
+    Attributes:
+        current: The job that runs now.
+        started_at: Monotonic seconds when it began.
+    """
+
+    def __init__(
+        self,
+        lane: "Lane",
+        *,
+        client: "BackfillClient",
+        worker_id: str,
+        threads: Executor,
+        settle: Callable[[Claimed, Outcome], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """Prepare it; ``run`` is its life.
+
+        Args:
+            lane: Where its jobs come from.
+            client: For the contexts of handlers.
+            worker_id: The worker's id.
+            threads: Where plain functions run.
+            settle: Takes a job and the outcome of its run.
+            wake: Called when the lane may want another claim.
+        """
+        self.current: Claimed | None = None
+        self.started_at = 0.0
+        self.stopping = False
+        self._lane = lane
+        self._client = client
+        self._worker_id = worker_id
+        self._threads = threads
+        self._settle = settle
+        self._wake = wake
+        self._cancelled_for: _Reason | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin, in a task of its own."""
+        self._task = asyncio.create_task(self._run(), name=f"backfill-slot-{self._lane.config.name}")
+        return self._task
+
+    def cancel(self, reason: _Reason) -> None:
+        """Cancel the handler that runs now, if one does.
+
+        Args:
+            reason: ``stop``: the worker ends; ``lost``: the claim is no longer ours.
+        """
+        if self.current is not None and self._task is not None:
+            self._cancelled_for = reason
+            self._task.cancel(f"backfill: {reason}")
+
+    async def _run(self) -> None:
+        lane, yielded_at = self._lane, time.monotonic()
+        while not self.stopping:
+            started = time.monotonic()
+            if started - yielded_at > _FAIRNESS:
+                await asyncio.sleep(0)
+                yielded_at = started = time.monotonic()
+            job = lane.take()
+            if lane.hungry and lane.buffered <= lane.low_mark:
+                self._wake()
+            if job is None:
+                await lane.wait()
+                yielded_at = time.monotonic()
+                continue
+            self.current, self.started_at = job, started
+            outcome = await self._execute(job)
+            if outcome is not None:
+                outcome = await self._after_failure(job, outcome)
+            self.current = None
+            lane.ran(time.monotonic() - started)
+            self._settle(job, outcome)
+
+    async def _after_failure(self, job: Claimed, outcome: Outcome) -> Outcome:
+        """What a failed run's outcome is if somebody cancelled it."""
+        task = asyncio.current_task()
+        if self._cancelled_for is None:
+            if task is not None and task.cancelling():  # not by us: the loop ends
+                self.stopping = True
+                return HandBack(RETURN_DELAY)
+            return outcome
+        reason, self._cancelled_for = self._cancelled_for, None
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)  # where a cancellation that came too late is delivered
+        while task is not None and task.cancelling():
+            task.uncancel()
+        if reason == "lost":
+            logger.warning("job %d (%s) was cancelled: its claim had been taken away", job.id, job.handler.identifier)
+        return HandBack(RETURN_DELAY)
+
+    async def _execute(self, job: Claimed) -> Outcome:
+        handler = job.handler
+        timeout = handler.timeout
+        if job.row[5] is not None and job.extras.timeout is not None:
+            timeout = job.extras.timeout.total_seconds()
+        try:
+            arguments = handler.arguments(job.row[9], lambda: WorkerContext(job, self._client, self._worker_id))
+            if handler.in_thread:
+                run: Any = self._in_thread(job, handler.function, arguments)
+            else:
+                run = _InContext(handler.function(*arguments))
+            if timeout is None:
+                await run
+            else:
+                await _limited(run, timeout)
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - whatever it is, it fails this job alone
+            return self._failure(job, error)
+        return None
+
+    def _failure(self, job: Claimed, error: BaseException) -> Failure:
+        attempt = job.attempt
+        retryable = is_retryable(error)
+        policy = job.extras.retry_policy or job.handler.options.retry_policy
+        delay = graphile_delay(attempt) if policy is None else policy.backoff(attempt - 1).total_seconds()
+        more = {"attempt": attempt, "max_attempts": job.row["max_attempts"], "worker_id": self._worker_id}
+        return Failure(describe(error), detail(error, **more), retryable, delay)
+
+    async def _in_thread(self, job: Claimed, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """Run a plain function in a thread and wait for its end, however often this is cancelled meanwhile."""
+        context = contextvars.copy_context()
+        future = asyncio.get_running_loop().run_in_executor(self._threads, context.run, function, *arguments)
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.shield(future)
+            except asyncio.CancelledError as error:
+                if not future.done():
+                    cancelled = error
+                    logger.warning(
+                        "job %d (%s) should end but runs in a thread, which can't be stopped: waiting for it",
+                        job.id,
+                        job.handler.identifier,
+                    )
+            except BaseException:  # noqa: BLE001 - raised again below, by result()
+                break
+        future.result()
+        if cancelled is not None and self._cancelled_for is None:
+            raise cancelled
+
+
+class _InContext:
+    """Awaits a coroutine in a copy of the context variables, without a task of its own."""
+
+    __slots__ = ("_coroutine",)
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        run = contextvars.copy_context().run
+        step: Callable[..., Any] = self._coroutine.send
+        value: Any = None
+        while True:
+            try:
+                waits_for = run(step, value)
+            except StopIteration as end:
+                return end.value
+            try:
+                value = yield waits_for
+                step = self._coroutine.send
+            except BaseException as error:  # noqa: BLE001 - passed on into the coroutine
+                step, value = self._coroutine.throw, error
+
+
+async def _limited(run: Any, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            await run
+    except TimeoutError as error:
+        if limit.expired():
+            raise JobTimeoutError(f"the job took longer than its time limit of {seconds:g} s") from error
+        raise

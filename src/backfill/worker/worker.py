@@ -1,0 +1,330 @@
+"""One worker: its lanes and slots, the loops that claim and release, and how it starts and stops.
+
+Life: start (connect, register the tasks, look for used-up jobs) → run → stop. A stop has three phases within the time it is
+given: no more claims and everything that has not begun goes back; running handlers may finish; in the last seconds they are
+cancelled and their jobs go back, the attempt not counted. A handler that can't be cancelled (a thread, or one that swallows
+the cancellation) is waited for, since its job must not start elsewhere while it runs; a process that is going to exit at
+once (the command line) asks to abandon them instead: their jobs go back in the last statement, and it exits.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+
+from backfill.client import BackfillClient
+from backfill.db import WORKER_SETTINGS, Listener, connect
+from backfill.errors import BackfillError
+from backfill.worker.claim import Claimer
+from backfill.worker.claimed import Claimed, HandBack
+from backfill.worker.config import WorkerConfig
+from backfill.worker.handler import Handler
+from backfill.worker.lane import STALE_SECONDS, gaps, make_lanes
+from backfill.worker.link import Link
+from backfill.worker.maintenance import DeadLetterScanner, notified_count
+from backfill.worker.reconcile import reconcile
+from backfill.worker.release import Releaser
+from backfill.worker.slot import RETURN_DELAY, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+logger = logging.getLogger(__name__)
+
+CHANNEL: Final = "jobs:insert"
+_LAST_PHASE: Final = 5.0  # seconds of a stop that are for handlers which have to be cancelled
+_CLAIM_ENDS: Final = 2.0  # seconds that a claim under way is given at a stop
+_RECONCILE: Final = 600.0  # seconds between comparisons of our locks with memory when nothing was lost
+_NAG: Final = 30.0  # seconds between warnings about handlers that can't be cancelled
+
+
+class Worker:
+    """Runs jobs until it is told to stop, or until nothing due is left.
+
+    Attributes:
+        id: ``backfill-`` and 18 hex digits, new for each Worker; claims' tokens begin with it.
+        hurry: Set it to cancel running handlers at once during a stop.
+    """
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        handlers: Sequence[Handler],
+        client: BackfillClient,
+        *,
+        began_at: datetime | None = None,
+    ) -> None:
+        self.id = f"backfill-{secrets.token_hex(9)}"
+        self.hurry = asyncio.Event()
+        self.lanes = make_lanes(config.queue_configs)
+        self._config = config
+        self._client = client
+        self._drains = began_at is not None
+        self._released = asyncio.Event()
+        self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix=self.id)
+        self._claim_link = Link(partial(self._connect, "claim"), config.schema)
+        self._release_link = Link(partial(self._connect, "release"), config.schema)
+        self.listener = Listener(
+            partial(connect, config.database_url, application_name=f"{self.id}:listen"),
+            [CHANNEL],
+            self._on_notify,
+            on_up=lambda: self.claimer.look(),
+        )
+        self.releaser = Releaser(
+            self._release_link,
+            worker_id=self.id,
+            bury=config.dlq_processor_interval is not None,
+            log_jobs=config.log_jobs,
+            on_released=self._on_released,
+            on_retry=self._on_retry,
+        )
+        self.claimer = Claimer(
+            self._claim_link,
+            worker_id=self.id,
+            lanes=self.lanes,
+            handlers=handlers,
+            releaser=self.releaser,
+            poll_interval=config.poll_interval.total_seconds(),
+            is_listening=lambda: self.listener.proven,
+            reconcile=self._reconcile,
+            began_at=began_at,
+        )
+        self.slots = [
+            Slot(
+                lane,
+                client=client,
+                worker_id=self.id,
+                threads=self._threads,
+                settle=self.releaser.settle,
+                wake=self.claimer.wake,
+            )
+            for lane in self.lanes
+            for _ in range(lane.config.concurrency)
+        ]
+        self._slot_tasks: list[asyncio.Task[None]] = []
+        self._loops: list[asyncio.Task[None]] = []
+
+    # -- running --------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event, *, abandon: bool = False) -> int:
+        """Run jobs until ``stop`` is set, then stop.
+
+        Args:
+            stop: Set it to begin the stop.
+            abandon: At the end of the stop, hand back jobs whose handlers can't be cancelled, instead of waiting for them.
+                Only for a process that exits right after.
+
+        Returns:
+            How many such jobs were abandoned.
+
+        Raises:
+            RuntimeError: One of the worker's own loops failed in an unforeseen way; it was stopped in order first.
+        """
+        self._warn_of_gaps()
+        await self.listener.start()
+        self._begin(self.claimer.run(), self.releaser.run(), self._watch())
+        if self._config.dlq_processor_interval is not None:
+            interval = self._config.dlq_processor_interval.total_seconds()
+            self._begin(DeadLetterScanner(self._client, interval, moved_by=self.id).run())
+        logger.info("worker %s started: %s", self.id, ", ".join(_shown(lane.config) for lane in self.lanes))
+        waiter = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([waiter, *self._loops], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self.hurry.set()
+            await self._stop(abandon=False)
+            raise
+        finally:
+            waiter.cancel()
+        failed = [loop for loop in self._loops if loop.done()]
+        abandoned = await self._stop(abandon=abandon)
+        for loop in failed:
+            raise RuntimeError(f"the worker's loop {loop.get_name()} ended by itself") from loop.exception()
+        return abandoned
+
+    async def drain(self) -> int:
+        """Run what is due, until nothing due is left and nothing runs.
+
+        Returns:
+            How many runs ended, failures included.
+        """
+        self._begin(self.releaser.run(), self._watch())
+        claiming = asyncio.create_task(self.claimer.run(), name="claim")
+        try:
+            await asyncio.wait([claiming, *self._loops], return_when=asyncio.FIRST_COMPLETED)
+            for loop in self._loops:
+                if loop.done():
+                    raise RuntimeError(f"the worker's loop {loop.get_name()} ended by itself") from loop.exception()
+            await claiming
+        except BaseException:
+            self.hurry.set()
+            raise
+        finally:
+            self._loops.append(claiming)
+            await self._stop(abandon=False)
+        return self.releaser.ran
+
+    def _begin(self, *loops: "Coroutine[Any, Any, None]") -> None:
+        if not self._slot_tasks:
+            self._slot_tasks = [slot.start() for slot in self.slots]
+        self._loops += [asyncio.create_task(loop, name=loop.__qualname__) for loop in loops]
+
+    async def _connect(self, purpose: str) -> "asyncpg.Connection[asyncpg.Record]":
+        return await connect(self._config.database_url, application_name=f"{self.id}:{purpose}", **WORKER_SETTINGS)
+
+    # -- what the parts tell each other -----------------------------------------------------------
+
+    def _on_notify(self, _channel: str, payload: str) -> None:
+        if notified_count(payload) > 0:
+            self.claimer.on_notify()
+
+    def _on_released(self, queue_freed: bool) -> None:
+        self._released.set()
+        if queue_freed or self._drains:
+            self.claimer.look()
+        elif self.releaser.is_stuck:
+            self.claimer.wake()
+
+    def _on_retry(self, seconds: float) -> None:
+        if not self._drains:
+            self.claimer.look_in(seconds)
+
+    async def _reconcile(self) -> None:
+        by_job = {id(slot.current): slot for slot in self.slots if slot.current is not None}
+
+        def lost(job: Claimed) -> None:
+            if id(job) in by_job and by_job[id(job)].current is job:
+                by_job[id(job)].cancel("lost")
+
+        await reconcile(
+            self._client.pool,
+            self._config.schema,
+            worker_id=self.id,
+            application_name=f"{self.id}:claim",
+            held=self.releaser.held,
+            on_lost=lost,
+        )
+
+    async def _watch(self) -> None:
+        """Hand back what has waited in a buffer for too long; compare locks with memory now and then."""
+        compared_at = time.monotonic()
+        while True:
+            await asyncio.sleep(STALE_SECONDS)
+            now = time.monotonic()
+            for lane in self.lanes:
+                for job in lane.take_stale(now):
+                    self.releaser.settle(job, HandBack())
+            if now - compared_at > _RECONCILE:
+                compared_at = now
+                try:
+                    await self._reconcile()
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BackfillError) as error:
+                    logger.warning("cannot compare locks with memory now: %s", error)
+
+    def _warn_of_gaps(self) -> None:
+        left_out = gaps(self.lanes)
+        if left_out:
+            ranges = ", ".join(f"{low}..{high}" for low, high in left_out)
+            logger.warning("no lane of this worker runs jobs of the priorities %s", ranges)
+        for lane in self.lanes:
+            if lane.config.queue_name is not None and lane.config.concurrency > 1:
+                logger.warning(
+                    "lane %s has %d slots, but the jobs of a serial queue run one at a time",
+                    lane.config.name,
+                    lane.config.concurrency,
+                )
+
+    # -- stopping -------------------------------------------------------------------------------
+
+    async def _stop(self, *, abandon: bool) -> int:
+        total = self._config.shutdown_timeout.total_seconds()
+        deadline = time.monotonic() + total
+        self.claimer.stopping = True
+        self.claimer.wake()
+        claiming = [loop for loop in self._loops if "Claimer" in loop.get_name() or loop.get_name() == "claim"]
+        await asyncio.wait(claiming, timeout=min(_CLAIM_ENDS, total / 4))
+        for lane in self.lanes:
+            for job in lane.take_all():
+                self.releaser.settle(job, HandBack())
+        await self._end_slots(deadline - min(_LAST_PHASE, total / 2))
+        for slot in self.slots:
+            slot.cancel("stop")
+        await self._slots_done(deadline - min(1.0, total / 4))
+        stuck = [slot for slot in self.slots if slot.current is not None]
+        if stuck and abandon:
+            for slot in stuck:
+                if slot.current is not None:
+                    self.releaser.settle(slot.current, HandBack(RETURN_DELAY))
+        elif stuck:
+            await self._wait_for_stuck()
+            stuck = []
+        await self._all_released(deadline if abandon else time.monotonic() + total)
+        await self._close(wait_for_threads=not stuck)
+        return len(stuck)
+
+    async def _end_slots(self, until: float) -> None:
+        """Let running handlers finish, until then or until somebody is in a hurry."""
+        for slot, task in zip(self.slots, self._slot_tasks, strict=True):
+            slot.stopping = True
+            if slot.current is None:
+                task.cancel()
+        hurry = asyncio.create_task(self.hurry.wait())
+        running = {task for task in self._slot_tasks if not task.done()}
+        while running and not hurry.done() and time.monotonic() < until:
+            done, _ = await asyncio.wait(
+                [*running, hurry], timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+            )
+            running -= done
+        hurry.cancel()
+
+    async def _slots_done(self, until: float) -> None:
+        running = [task for task in self._slot_tasks if not task.done()]
+        if running:
+            await asyncio.wait(running, timeout=max(0.0, until - time.monotonic()))
+
+    async def _wait_for_stuck(self) -> None:
+        while any(not task.done() for task in self._slot_tasks):
+            names = [f"{slot.current.id} ({slot.current.handler.identifier})" for slot in self.slots if slot.current]
+            logger.warning("stopping, but these jobs can't be cancelled and still run: %s", ", ".join(names))
+            await self._slots_done(time.monotonic() + _NAG)
+
+    async def _all_released(self, until: float) -> None:
+        """Wait until every outcome is written, if the database lets us in time."""
+        while self.releaser.held and time.monotonic() < until:
+            self._released.clear()
+            waiting = asyncio.create_task(self._released.wait())
+            await asyncio.wait([waiting], timeout=max(0.0, until - time.monotonic()))
+            waiting.cancel()
+        if self.releaser.held:
+            logger.error(
+                "%d jobs could not be released before the end of the stop; they stay locked by %s",
+                len(self.releaser.held),
+                self.id,
+            )
+
+    async def _close(self, *, wait_for_threads: bool) -> None:
+        for task in [*self._loops, *(task for task in self._slot_tasks if wait_for_threads)]:
+            task.cancel()
+        ended = await asyncio.gather(*self._loops, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception):
+                logger.error("a loop of worker %s failed", self.id, exc_info=error)
+        await self.listener.close()
+        await self._claim_link.close()
+        await self._release_link.close()
+        self._threads.shutdown(wait=wait_for_threads, cancel_futures=True)
+        logger.info("worker %s stopped after %d runs", self.id, self.releaser.ran)
+
+
+def _shown(config: Any) -> str:
+    if config.queue_name is not None:
+        return f"lane {config.name} ({config.concurrency} for queue {config.queue_name})"
+    low, high = config.pieces
+    return f"lane {config.name} ({config.concurrency} for priorities {low}..{high})"
