@@ -151,6 +151,8 @@ def test_a_column_that_is_no_object_counts_as_no_flags(text: str) -> None:
 def test_values_of_flags_are_never_read() -> None:
     text = '{"mine": 1e400000, "other": false, "backfill:dlq": {"deep": [null]}}'
     assert decode_flags_text(text) == (frozenset({"mine", "other"}), Extras(dlq=True))
+    deep = '{"mine": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    assert decode_flags_text(deep) == (frozenset(), NO_EXTRAS), "too deep for the reader, and still no error"
 
 
 @pytest.mark.parametrize("name", ["backfill:dlq", "backfill:anything", "", "a\x00b", 5, "\ud800", []])

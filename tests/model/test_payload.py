@@ -157,6 +157,7 @@ def test_subclasses_of_plain_types_are_written_as_those() -> None:
 
 def test_keys_become_text() -> None:
     assert json.loads(encode_payload({1: "a", Color.RED: "b"})) == {"1": "a", "red": "b"}
+    assert json.loads(encode_payload({2**70: None})) == {str(2**70): None}, "as text it is not too large"
 
 
 class Model:

@@ -141,6 +141,8 @@ def test_extras_travel_in_the_stored_flags() -> None:
     assert extras.retry_policy is not None
     assert extras.retry_policy.preset_name == "fast"
     assert extras == Extras(retry_policy=extras.retry_policy, timeout=timedelta(minutes=2), deadline=NOW)
+    assert JobSpec(deadline=NOW).stored_flags() == ["backfill:deadline=2026-05-01T12:00:00+00:00"]
+    assert JobSpec(timeout=timedelta(seconds=90)).stored_flags() == ["backfill:timeout=90"]
     assert JobSpec(flags={"gpu", "big"}).stored_flags() == ["big", "gpu"]
 
 

@@ -1,5 +1,5 @@
 import inspect
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -93,6 +93,12 @@ def test_what_cannot_run_a_job_is_no_task() -> None:
 
         @task
         def counts(payload: object) -> Iterator[int]:
+            yield 1
+
+    with pytest.raises(ConfigurationError, match="generator"):
+
+        @task
+        async def streams(payload: object) -> AsyncIterator[int]:
             yield 1
 
     with pytest.raises(ConfigurationError, match="TaskHandler"):

@@ -10,7 +10,8 @@ A job that is added again under its key gets new flags and loses these, whoever 
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -156,7 +157,7 @@ def _read_timeout(text: str) -> timedelta:
 
 
 def _read_deadline(text: str) -> datetime:
-    return checked_time("deadline", datetime.fromisoformat(text)).astimezone(UTC)
+    return checked_time("deadline", datetime.fromisoformat(text))
 
 
 def _read_traceparent(text: str) -> str:
@@ -172,7 +173,7 @@ def _read_crashes(text: str) -> int:
 
 
 _READERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "retry": ("retry_policy", RetryPolicy.parse),
+    "retry": ("retry_policy", lru_cache(maxsize=256)(RetryPolicy.parse)),
     "timeout": ("timeout", _read_timeout),
     "deadline": ("deadline", _read_deadline),
     "traceparent": ("traceparent", _read_traceparent),
