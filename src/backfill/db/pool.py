@@ -56,7 +56,7 @@ async def connect(
     *,
     connect_timeout: float = 10.0,
     command_timeout: float | None = 60.0,
-    **server_settings: str,
+    settings: Mapping[str, str] | None = None,
 ) -> "asyncpg.Connection[asyncpg.Record]":
     """A connection of one's own.
 
@@ -64,8 +64,8 @@ async def connect(
         url: ``postgresql://user:password@host:port/database``; for a Unix socket ``postgresql:///database?host=/folder``.
         connect_timeout: Seconds until the attempt to connect is given up.
         command_timeout: Seconds that a statement may take before it is cancelled; None = no limit.
-        server_settings: PostgreSQL settings of the session, such as those of ``WORKER_SETTINGS``.
-            ``application_name`` is ``backfill`` unless given.
+        settings: PostgreSQL settings of the session, such as ``WORKER_SETTINGS``; ``application_name`` is ``backfill``
+            unless given.
 
     Raises:
         DatabaseError: It did not work; the message names host and database and says what to do.
@@ -76,7 +76,7 @@ async def connect(
             url,
             timeout=connect_timeout,
             command_timeout=command_timeout,
-            server_settings={"application_name": APPLICATION_NAME, **server_settings},
+            server_settings={"application_name": APPLICATION_NAME, **(settings or {})},
         )
     except ValueError:
         raise _unreadable() from None  # the driver's message may quote the password

@@ -200,8 +200,9 @@ class Claimer:
         return len(rows)
 
     async def _claim_queue(self, lane: Lane, queue_name: str) -> int:
-        """Claim the head of the lane's queue. A look that finds nothing may have to pass by all that waits, so it is not
-        repeated before many times as long as it took.
+        """Claim the head of the lane's queue.
+
+        A look that finds nothing may have to pass by all that waits, so the next is put off by many times what it took.
         """
         now = time.monotonic()
         idle, _ = lane.wanted()

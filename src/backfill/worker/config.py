@@ -189,7 +189,8 @@ class _Environment:
         self._environ = environ
 
     def text(self, name: str, default: str) -> str:
-        return self._environ.get(name) or default
+        value = self._environ.get(name, "")
+        return value or default
 
     def number(self, name: str, default: int, *, least: int) -> int:
         value = self._environ.get(name, "").strip()

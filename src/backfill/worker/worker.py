@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import asyncpg
 
@@ -24,7 +24,7 @@ from backfill.db import WORKER_SETTINGS, Listener, connect
 from backfill.errors import BackfillError
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
-from backfill.worker.config import WorkerConfig
+from backfill.worker.config import QueueConfig, WorkerConfig
 from backfill.worker.handler import Handler
 from backfill.worker.lane import STALE_SECONDS, gaps, make_lanes
 from backfill.worker.link import Link
@@ -32,9 +32,6 @@ from backfill.worker.maintenance import DeadLetterScanner, notified_count
 from backfill.worker.reconcile import reconcile
 from backfill.worker.release import Releaser
 from backfill.worker.slot import RETURN_DELAY, Slot
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +69,10 @@ class Worker:
         self._claim_link = Link(partial(self._connect, "claim"), config.schema)
         self._release_link = Link(partial(self._connect, "release"), config.schema)
         self.listener = Listener(
-            partial(connect, config.database_url, application_name=f"{self.id}:listen"),
+            partial(self._connect, "listen"),
             [CHANNEL],
             self._on_notify,
-            on_up=lambda: self.claimer.look(),
+            on_up=self._on_up,
         )
         self.releaser = Releaser(
             self._release_link,
@@ -110,6 +107,7 @@ class Worker:
         ]
         self._slot_tasks: list[asyncio.Task[None]] = []
         self._loops: list[asyncio.Task[None]] = []
+        self._claiming: asyncio.Task[None] | None = None
 
     # -- running --------------------------------------------------------------------------------
 
@@ -129,10 +127,12 @@ class Worker:
         """
         self._warn_of_gaps()
         await self.listener.start()
-        self._begin(self.claimer.run(), self.releaser.run(), self._watch())
+        self._begin()
         if self._config.dlq_processor_interval is not None:
-            interval = self._config.dlq_processor_interval.total_seconds()
-            self._begin(DeadLetterScanner(self._client, interval, moved_by=self.id).run())
+            scanner = DeadLetterScanner(
+                self._client, self._config.dlq_processor_interval.total_seconds(), moved_by=self.id
+            )
+            self._loops.append(asyncio.create_task(scanner.run(), name="dead letters"))
         logger.info("worker %s started: %s", self.id, ", ".join(_shown(lane.config) for lane in self.lanes))
         waiter = asyncio.create_task(stop.wait())
         try:
@@ -143,10 +143,10 @@ class Worker:
             raise
         finally:
             waiter.cancel()
-        failed = [loop for loop in self._loops if loop.done()]
+        ended = [loop for loop in self._loops if loop.done()]
         abandoned = await self._stop(abandon=abandon)
-        for loop in failed:
-            raise RuntimeError(f"the worker's loop {loop.get_name()} ended by itself") from loop.exception()
+        for loop in ended:
+            raise RuntimeError(f"the worker's loop {loop.get_name()!r} ended by itself") from loop.exception()
         return abandoned
 
     async def drain(self) -> int:
@@ -155,35 +155,43 @@ class Worker:
         Returns:
             How many runs ended, failures included.
         """
-        self._begin(self.releaser.run(), self._watch())
-        claiming = asyncio.create_task(self.claimer.run(), name="claim")
+        self._begin()
         try:
-            await asyncio.wait([claiming, *self._loops], return_when=asyncio.FIRST_COMPLETED)
-            for loop in self._loops:
-                if loop.done():
-                    raise RuntimeError(f"the worker's loop {loop.get_name()} ended by itself") from loop.exception()
-            await claiming
-        except BaseException:
+            await asyncio.wait(self._loops, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
             self.hurry.set()
-            raise
-        finally:
-            self._loops.append(claiming)
             await self._stop(abandon=False)
+            raise
+        ended = [loop for loop in self._loops if loop.done()]
+        await self._stop(abandon=False)
+        for loop in ended:
+            if loop is not self._claiming or loop.exception() is not None:
+                raise RuntimeError(f"the worker's loop {loop.get_name()!r} failed") from loop.exception()
         return self.releaser.ran
 
-    def _begin(self, *loops: "Coroutine[Any, Any, None]") -> None:
-        if not self._slot_tasks:
-            self._slot_tasks = [slot.start() for slot in self.slots]
-        self._loops += [asyncio.create_task(loop, name=loop.__qualname__) for loop in loops]
+    def _begin(self) -> None:
+        """Start the slots and the loops that every worker has."""
+        self._slot_tasks = [slot.start() for slot in self.slots]
+        self._claiming = asyncio.create_task(self.claimer.run(), name="claim")
+        self._loops = [
+            self._claiming,
+            asyncio.create_task(self.releaser.run(), name="release"),
+            asyncio.create_task(self._watch(), name="watch"),
+        ]
 
     async def _connect(self, purpose: str) -> "asyncpg.Connection[asyncpg.Record]":
-        return await connect(self._config.database_url, application_name=f"{self.id}:{purpose}", **WORKER_SETTINGS)
+        settings = WORKER_SETTINGS if purpose != "listen" else {}
+        named = {**settings, "application_name": f"{self.id}:{purpose}"}
+        return await connect(self._config.database_url, settings=named)
 
     # -- what the parts tell each other -----------------------------------------------------------
 
     def _on_notify(self, _channel: str, payload: str) -> None:
         if notified_count(payload) > 0:
             self.claimer.on_notify()
+
+    def _on_up(self) -> None:
+        self.claimer.look()
 
     def _on_released(self, queue_freed: bool) -> None:
         self._released.set()
@@ -248,8 +256,8 @@ class Worker:
         deadline = time.monotonic() + total
         self.claimer.stopping = True
         self.claimer.wake()
-        claiming = [loop for loop in self._loops if "Claimer" in loop.get_name() or loop.get_name() == "claim"]
-        await asyncio.wait(claiming, timeout=min(_CLAIM_ENDS, total / 4))
+        if self._claiming is not None:
+            await asyncio.wait([self._claiming], timeout=min(_CLAIM_ENDS, total / 4))
         for lane in self.lanes:
             for job in lane.take_all():
                 self.releaser.settle(job, HandBack())
@@ -323,7 +331,7 @@ class Worker:
         logger.info("worker %s stopped after %d runs", self.id, self.releaser.ran)
 
 
-def _shown(config: Any) -> str:
+def _shown(config: QueueConfig) -> str:
     if config.queue_name is not None:
         return f"lane {config.name} ({config.concurrency} for queue {config.queue_name})"
     low, high = config.pieces
