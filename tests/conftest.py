@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 'od"d name'
 RUN = "BACKFILL_TEST_RUN"
-SETTINGS = {"fsync": "off", "max_connections": "300"}
+SETTINGS = {"fsync": "off", "max_connections": "300", "max_wal_size": "256MB"}
+MEMORY = Path("/dev/shm")
+MEMORY_NEEDED = 2 * 1024**3  # bytes; a container has 64 MB there by default
 owns_run = pytest.StashKey[bool]()
 
 
@@ -130,11 +133,21 @@ async def drop_template(server: Server) -> None:
         await connection.close()
 
 
+async def copy_database(server: Server, name: str, template: str) -> None:
+    """Make a database by copying the template's files, which PostgreSQL 14 always does."""
+    connection = await asyncpg.connect(server.dsn())
+    try:
+        strategy = " strategy file_copy" if connection.get_server_version().major > 14 else ""
+        await connection.execute(f"create database {name} template {template}{strategy}")
+    finally:
+        await connection.close()
+
+
 @contextlib.asynccontextmanager
 async def fresh_database(server: Server, template: str) -> AsyncIterator[Database]:
     """Make a database, and drop it whoever is still connected to it."""
     name = f"backfill_test_{os.environ[RUN]}_{uuid.uuid4().hex[:12]}"
-    await execute(server, f"create database {name} template {template}")
+    await copy_database(server, name, template)
     database = Database(name, server.dsn(name))
     try:
         yield database
@@ -155,7 +168,9 @@ def server() -> Iterator[Server]:
         return
     from backfill.embedded import EmbeddedServer
 
-    folder = Path(tempfile.gettempdir(), f"backfill-tests-{os.environ[RUN]}")
+    # In memory where there is room: making a database is hundreds of files, 10 times faster there than on a disk.
+    roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_NEEDED
+    folder = (MEMORY if roomy else Path(tempfile.gettempdir())) / f"backfill-tests-{os.environ[RUN]}"
     with EmbeddedServer(folder, settings=SETTINGS, temporary=True) as embedded:
         yield embedded
 

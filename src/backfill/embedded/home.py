@@ -62,7 +62,10 @@ def make_home(home: Path, account: Account) -> None:
     """
     try:
         make_folders(home, account)
-        strangers = any(home.iterdir()) and not (home / "start.lock").exists()
+        empty = not any(home.iterdir())
+        strangers = not empty and not (home / "start.lock").exists()
+        if empty:
+            _open_for(home, account)
     except OSError as error:
         raise ConfigurationError(f"The data folder {home} can't be made or read: {error}.") from error
     if strangers:
@@ -80,9 +83,15 @@ def make_folders(path: Path, account: Account) -> None:
     """Make `path` and its missing parents, private, but for root so that `account` can pass through."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-            _open_for(folder, account)
+        # Under another name until its mode is right: another process that starts must not find it closed.
+        new = Path(tempfile.mkdtemp(prefix="backfill-", dir=folder.parent))
+        _open_for(new, account)
+        try:
+            new.rename(folder)
+        except OSError:
+            new.rmdir()
+            if not folder.is_dir():
+                raise
 
 
 def _open_for(folder: Path, account: Account) -> None:
