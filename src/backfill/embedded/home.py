@@ -4,7 +4,7 @@
     users.lock       shared by every process that uses the server; exclusive by the supervisor while it stops it
     supervisor.lock  exclusive for as long as a supervisor lives
     pgdata           PostgreSQL's data directory
-    sockets          the unix sockets of PostgreSQL and of the supervisor; a link to a short folder if the path is long
+    sockets          the unix sockets of PostgreSQL and of the supervisor; a link to a short folder if they don't fit here
     password         of the superuser, for TCP connections
     server.log, supervisor.log
 
@@ -100,12 +100,12 @@ def _open_for(folder: Path, account: Account) -> None:
 
 
 def socket_folder(home: Path, account: Account) -> Path:
-    """Return the folder of the sockets, made and private to the account; a short one if `home` is a long path."""
+    """Return the folder of the sockets, made and private to the account; elsewhere if they don't fit."""
     link = home / "sockets"
     if link.is_symlink() and not link.exists():  # its short folder was cleaned away
         link.unlink()
     if not link.exists():
-        if len(os.fsencode(link)) + len(LONGEST_NAME) <= MAX_SOCKET_PATH:
+        if fits_socket(link):
             link.mkdir(mode=0o700)
         else:
             link.symlink_to(_short_folder(account))
@@ -115,10 +115,16 @@ def socket_folder(home: Path, account: Account) -> Path:
 
 def _short_folder(account: Account) -> Path:
     for parent in (Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 - mkdtemp makes it private
-        short_enough = len(os.fsencode(parent)) + len("/backfill-12345678") + len(LONGEST_NAME) <= MAX_SOCKET_PATH
-        if short_enough and (not account.drops or account.first_closed(parent) is None):
+        if fits_socket(parent / "backfill-12345678") and (not account.drops or account.first_closed(parent) is None):
             return Path(tempfile.mkdtemp(prefix="backfill-", dir=parent))
-    raise ConfigurationError("There is no folder for temporary files with a path short enough for a unix socket.")
+    raise ConfigurationError(
+        "There is no folder for temporary files whose path is short enough for a unix socket; set TMPDIR to one."
+    )
+
+
+def fits_socket(folder: Path) -> bool:
+    """Say whether PostgreSQL's socket can be in this folder: a path that is not too long, and that clients don't split."""
+    return len(os.fsencode(folder)) + len(LONGEST_NAME) <= MAX_SOCKET_PATH and "," not in str(folder)
 
 
 def lock_if_free(descriptor: int, mode: int) -> bool:
