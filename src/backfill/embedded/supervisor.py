@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = {signal.SIGINT: 60.0, signal.SIGQUIT: 10.0}
+ORPHAN_PATIENCE_SECONDS = 30.0
 HASTY_ENDS = 5  # this many ends in a row, each within a second of being ready, are not repaired any more
 KEPT_LOG_BYTES = 10_000_000
 PR_SET_PDEATHSIG = 1
@@ -252,7 +253,8 @@ class Supervisor:
     def _launch(self) -> None:
         """Start the postmaster and wait until it is ready, however long its recovery takes."""
         if os.path.exists(os.path.join(self.data, "postmaster.pid")):
-            end_leftovers(self.data)
+            for pid in end_leftovers(self.data):
+                log(f"ended process {pid} of an earlier server")
         options = {
             **self.spec.settings,
             "listen_addresses": "127.0.0.1" if self.spec.tcp else "",
@@ -317,30 +319,41 @@ def clean_environment() -> dict[str, str]:
     return {**kept, "TZ": "UTC"}
 
 
-def end_leftovers(data: str) -> None:
-    """End every process of a PostgreSQL server on `data`: one whose supervisor was killed, or backends without parent."""
-    for number, patience in ((signal.SIGINT, 5.0), (signal.SIGKILL, 5.0)):
-        deadline = time.monotonic() + patience
-        for pid in server_processes(data):
-            log(f"ending a leftover of an earlier server: pid {pid}, {number.name}")
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-        while server_processes(data):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(POLL_SECONDS)
-        else:
-            return
+def end_leftovers(data: str) -> list[int]:
+    """End every process of a PostgreSQL server on `data`, and return their pids.
 
-
-def server_processes(data: str) -> list[int]:
-    """Return the pids of live PostgreSQL processes whose data directory is `data`.
-
-    On Linux these are processes whose working directory it is; elsewhere the postmasters whose arguments name it.
+    That is a postmaster whose supervisor was killed, which gets time to shut down in order, or the busy backends of one
+    that was killed itself: they would keep the data locked until their queries end.
     """
-    found = []
+    found = server_processes(data)
+    for pid, is_postmaster in found.items():
+        if is_postmaster:
+            kill(pid, signal.SIGINT)
+    deadline = time.monotonic() + ORPHAN_PATIENCE_SECONDS
+    while any((left := server_processes(data)).values()) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    while left:
+        for pid in left:
+            kill(pid, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+        left = server_processes(data)
+    return list(found)
+
+
+def kill(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that may have ended."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def server_processes(data: str) -> dict[int, bool]:
+    """Return the pids of live PostgreSQL processes whose data directory is `data`, and whether each is a postmaster.
+
+    On Linux these are all processes that work in that directory; elsewhere only postmasters, by their arguments.
+    """
+    found = {}
     if sys.platform == "linux":
         for name in os.listdir("/proc"):
             if name.isdecimal():
@@ -348,16 +361,17 @@ def server_processes(data: str) -> list[int]:
                     if os.readlink(f"/proc/{name}/cwd") == data:
                         with open(f"/proc/{name}/cmdline", "rb") as stream:
                             program = stream.read().split(b"\0")[0]
-                        if program.startswith(b"postgres:") or program.endswith(b"/postgres"):
-                            found.append(int(name))
+                        # Others call themselves "postgres: checkpointer" and the like.
+                        if program.endswith(b"/postgres") or program.startswith(b"postgres:"):
+                            found[int(name)] = program.endswith(b"/postgres")
                 except OSError:  # it ended, or is not ours to look at
                     continue
         return found
-    listed = subprocess.run(["ps", "-axww", "-o", "pid=,command="], capture_output=True, text=True, check=True)  # noqa: S607
+    listed = subprocess.run(["ps", "-axww", "-o", "pid=,command="], capture_output=True, text=True, check=True)  # noqa: S607 - ps is where PATH says
     for line in listed.stdout.splitlines():
         pid, _, command = line.strip().partition(" ")
         if f"/postgres -D {data} " in command:
-            found.append(int(pid))
+            found[int(pid)] = True
     return found
 
 
