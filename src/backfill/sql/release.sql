@@ -144,6 +144,26 @@ dead as materialized (
 -- include: dead_letter_move
 select moved.job_id, moved.dlq_id from moved
 
+-- name: add_to_dlq
+-- Moves a job as given to the dead letter queue, and out of the queue if it is there. No row: it is running.
+-- takes: job_id int8, task text, queue text, key text, payload text, priority int2, max_attempts int2
+-- takes: created_at timestamptz, run_at timestamptz, flags text, reason text, error text, moved_by text
+-- gives: job_id int8, dlq_id int8
+with held as materialized (
+  select jobs.locked_at
+    from graphile_worker._private_jobs as jobs
+   where jobs.id = $1::int8
+     for update
+),
+dead as materialized (
+  select $1::int8 as id, $2::text as task_identifier, $3::text as queue_name, $4::text as key, $5::text::json as payload,
+         $6::int2 as priority, $7::int2 as max_attempts, $8::timestamptz as created_at, $9::timestamptz as run_at,
+         $10::text::jsonb as flags, $11::text as reason, $12::text::jsonb as error, $13::text as moved_by
+   where not exists (select 1 from held where held.locked_at is not null)
+),
+-- include: dead_letter_move
+select moved.job_id, moved.dlq_id from moved
+
 -- fragment: free_queues
 -- Frees the queues of a batch by their claims' tokens ($1 ids, $2 tokens), whether or not the jobs' rows still matched:
 -- others delete rows without asking. Never waits for a row that somebody else has locked.

@@ -1,0 +1,280 @@
+"""Adding jobs through a pool: what a client and a worker's context share.
+
+A job is announced and its names are created as the modules ``notify`` and ``enqueue`` say. A batch is one transaction. It
+creates the names that it has not seen before in front of that transaction; should two batches still wait for each other,
+PostgreSQL ends one of them, which is then sent again from its beginning.
+"""
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+import msgspec
+
+from backfill.client.batch import Batch, Chunk, JobTuple, Keyed, keyed_args, pieces, prepare
+from backfill.client.doing import doing
+from backfill.client.enqueue import MOST_TRIES, add_keyed, build, inserted, lost_races, names_missing
+from backfill.client.notify import TRANSACTION_NOTIFICATION, Notifier, notification
+from backfill.client.rows import Kind, TaskName, kind_of, payload_text
+from backfill.db import Connection, Pool
+from backfill.model import EnqueueOutcome, JobKeyMode, JobSpec, TaskHandler, checked_int
+from backfill.sql import text
+
+Interceptor: TypeAlias = Callable[[TaskName, Any, JobSpec | None], Awaitable[tuple[TaskName, Any, JobSpec | None]]]
+"""Called before a job is checked and added: gives task, payload and spec as they are to be, or raises to refuse it."""
+
+_MOST_KNOWN: Final = 10_000
+_ASIDE_SECONDS: Final = 1.0
+_DEADLOCK_TRIES: Final = 5
+_MODES: Final = (JobKeyMode.REPLACE, JobKeyMode.PRESERVE_RUN_AT)
+
+
+class Enqueuer:
+    """Adds jobs.
+
+    Args:
+        pool: Where the connections come from; it stays open when this is closed.
+        schema: The schema's name, unquoted.
+        interceptors: Each job goes through them in turn.
+    """
+
+    def __init__(self, pool: Pool, schema: str, interceptors: Sequence[Interceptor] = ()) -> None:
+        self._pool = pool
+        self._schema = schema
+        self._interceptors = tuple(interceptors)
+        self._notifier = Notifier(pool, schema)
+        self._known: set[tuple[str, str | None]] = set()
+
+    async def close(self) -> None:
+        """Announce what has not been announced yet."""
+        await self._notifier.close()
+
+    async def enqueue(
+        self,
+        task: TaskName,
+        payload: Any = msgspec.UNSET,
+        spec: JobSpec | None = None,
+        *,
+        connection: Connection | None = None,
+    ) -> EnqueueOutcome:
+        """Add a job.
+
+        Args:
+            task: The task's identifier; or the task (``@task``, a TaskHandler class), whose settings the job then takes.
+            payload: Any JSON value; left out it is ``{}``, None is JSON's null.
+            spec: When and how it runs; None = at once, with the defaults.
+            connection: An asyncpg connection in whose transaction the job is added: it is there if that commits. Errors
+                of the driver then come as they are.
+
+        Returns:
+            Enqueued with the job; AlreadyInProgress if the spec says ``unsafe_dedupe`` and the key's job is running.
+
+        Raises:
+            InvalidJob: Something in it cannot be; nothing was sent.
+            DatabaseError: The database refused it or could not be reached.
+        """
+        if self._interceptors:
+            task, payload, spec = await self._intercept(task, payload, spec)
+        kind, encoded = kind_of(task, spec), payload_text(payload)
+        if connection is not None:
+            if kind.key is None:
+                return await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION)
+            await self._create_unknown([kind], connection)
+            return await add_keyed(connection, self._schema, kind, encoded)
+        with doing(f"cannot enqueue {kind.task}"):
+            async with self._pool.acquire() as own:
+                if kind.key is None:
+                    return await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
+                return await add_keyed(own, self._schema, kind, encoded)
+
+    async def enqueue_task(
+        self, task: TaskHandler, spec: JobSpec | None = None, *, connection: Connection | None = None
+    ) -> EnqueueOutcome:
+        """Add a job whose payload is the object itself, an instance of a TaskHandler class; else like ``enqueue``."""
+        return await self.enqueue(type(task), task, spec, connection=connection)
+
+    async def enqueue_many(
+        self, jobs: Iterable[JobTuple], *, connection: Connection | None = None
+    ) -> list[EnqueueOutcome]:
+        """Add many jobs in one transaction, all or none.
+
+        Args:
+            jobs: ``(task, payload, spec)`` of each, as for ``enqueue``; payload and spec may be left out.
+            connection: As for ``enqueue``.
+
+        Returns:
+            An outcome for each job, in their order.
+
+        Raises:
+            InvalidJob: A job cannot be, or two have the same key; nothing was sent.
+            DatabaseError: The database refused them or could not be reached; none was added.
+        """
+        if self._interceptors:
+            jobs = [await self._intercept(*job) for job in jobs]
+        batch = prepare(jobs)
+        if connection is not None:
+            await self._create_unknown(batch.kinds(), connection)
+            async with connection.transaction():
+                return await self._write(connection, batch, TRANSACTION_NOTIFICATION)
+        if batch.size == 0:
+            return []
+        with doing(f"cannot enqueue a batch of {batch.size} jobs"):
+            async with self._pool.acquire() as own:
+                return await self._write_alone(own, batch)
+
+    async def enqueue_stream(
+        self, jobs: Iterable[JobTuple] | AsyncIterable[JobTuple], *, batch_size: int = 5000
+    ) -> int:
+        """Add jobs as they come, each batch in a transaction of its own, with no more than one batch in memory.
+
+        Args:
+            jobs: As for ``enqueue_many``; also an async iterable.
+            batch_size: Jobs in a batch, 1 to 1,000,000.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            InvalidJob: A job cannot be; the batches before its own have been added, a note on the error says how many.
+            DatabaseError: The same for a batch that the database did not take.
+        """
+        checked_int("batch_size", batch_size, 1, 1_000_000)
+        count = 0
+        try:
+            async for batch in _batches(jobs, batch_size):
+                outcomes = await self.enqueue_many(batch)
+                count += sum(outcome.is_enqueued for outcome in outcomes)
+        except Exception as error:
+            error.add_note(f"{count} jobs of earlier batches have been added")
+            raise
+        return count
+
+    async def _intercept(
+        self, task: TaskName, payload: Any = msgspec.UNSET, spec: JobSpec | None = None
+    ) -> tuple[TaskName, Any, JobSpec | None]:
+        for interceptor in self._interceptors:
+            task, payload, spec = await interceptor(task, payload, spec)
+        return task, payload, spec
+
+    async def _insert(
+        self, connection: Connection, kind: Kind, payload: str, notify: str | None, *, counting: bool = False
+    ) -> EnqueueOutcome:
+        """Add a job without a key; with ``counting`` the notifier is told of what was not announced."""
+        sql, args = build(self._schema, kind, payload, notify)
+        for attempt in range(MOST_TRIES):
+            row = await connection.fetchrow(sql, *args)
+            if row is not None:
+                if counting and row["due"] and not row["notified"]:
+                    self._notifier.count()
+                return inserted(kind, payload, row)
+            await self._create([kind], connection, aside=attempt == 0)
+        raise names_missing([kind])
+
+    async def _write_alone(self, connection: Connection, batch: Batch) -> list[EnqueueOutcome]:
+        """Add a batch in a transaction of its own, again when PostgreSQL ended it to resolve a deadlock."""
+        await self._create_unknown(batch.kinds(), connection)
+        notify = notification(sum(len(chunk.payloads) for chunk in batch.chunks))
+        if len(batch.chunks) == 1 and not batch.keyed:
+            return await self._write(connection, batch, notify)  # one statement is a transaction
+        for _ in range(_DEADLOCK_TRIES - 1):
+            with contextlib.suppress(asyncpg.DeadlockDetectedError):
+                async with connection.transaction():
+                    return await self._write(connection, batch, notify)
+        async with connection.transaction():
+            return await self._write(connection, batch, notify)
+
+    async def _write(self, connection: Connection, batch: Batch, notify: str) -> list[EnqueueOutcome]:
+        """Add a batch in the connection's transaction. All chunks notify with the same text, so PostgreSQL sends one."""
+        outcomes: list[EnqueueOutcome | None] = [None] * batch.size
+        for chunk in batch.chunks:
+            await self._write_chunk(connection, chunk, notify, outcomes)
+        for mode in _MODES:
+            args = (mode is JobKeyMode.PRESERVE_RUN_AT,)
+            for piece in pieces(batch.keyed.get(mode, [])):
+                await self._write_keyed(connection, "add_keyed_jobs", piece, args, outcomes)
+        for piece in pieces(batch.keyed.get(JobKeyMode.UNSAFE_DEDUPE, [])):
+            await self._write_keyed(connection, "add_deduped_jobs", piece, (), outcomes)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    async def _write_chunk(
+        self, connection: Connection, chunk: Chunk, notify: str, outcomes: list[EnqueueOutcome | None]
+    ) -> None:
+        sql, args = text("insert_jobs", self._schema), chunk.args(notify)
+        for attempt in range(MOST_TRIES):
+            row = await connection.fetchrow(sql, *args)
+            if row is not None and row["ids"] is not None:
+                chunk.store(row, outcomes)
+                return
+            await self._create(chunk.kinds, connection, aside=attempt == 0)
+        raise names_missing(chunk.kinds)
+
+    async def _write_keyed(
+        self,
+        connection: Connection,
+        name: str,
+        left: dict[str, Keyed],
+        more: tuple[Any, ...],
+        outcomes: list[EnqueueOutcome | None],
+    ) -> None:
+        """Add jobs with keys; those whose key's job was claimed at that moment are sent again."""
+        for _ in range(MOST_TRIES):
+            for row in await connection.fetch(text(name, self._schema), *keyed_args(left.values()), *more):
+                left.pop(row["key"]).store(row, outcomes)
+            if not left:
+                return
+        raise lost_races(next(iter(left)))
+
+    async def _create_unknown(self, kinds: list[Kind], connection: Connection) -> None:
+        """Create the names that this client has not met before, if they are missing."""
+        unknown = [kind for kind in kinds if (kind.task, kind.queue) not in self._known]
+        if unknown:
+            await self._create(unknown, connection, aside=True)
+
+    def _has_spare_connection(self) -> bool:
+        return self._pool.get_idle_size() > 0 or self._pool.get_size() < self._pool.get_max_size()
+
+    async def _create(self, kinds: list[Kind], connection: Connection, *, aside: bool) -> None:
+        """Create the rows of tasks and queues that are missing, committed before anything else if possible.
+
+        A transaction that holds new names until its end makes others wait that create the same. So when the connection is
+        in one, another connection does it (``aside``), if the pool has one to spare: the caller's transactions may hold
+        them all, or may have created the name themselves, and then nobody else can.
+        """
+        names = (
+            sorted({kind.task for kind in kinds}),
+            sorted({kind.queue for kind in kinds if kind.queue is not None}),
+        )
+        sql = text("create_names", self._schema)
+        if aside and connection.is_in_transaction() and self._has_spare_connection():
+            try:
+                async with self._pool.acquire(timeout=_ASIDE_SECONDS) as other:
+                    await other.execute(sql, *names, timeout=_ASIDE_SECONDS)
+            except TimeoutError:
+                await connection.execute(sql, *names)
+                return  # not known: the transaction may be rolled back
+        else:
+            await connection.execute(sql, *names)
+            if connection.is_in_transaction():
+                return
+        if len(self._known) + len(kinds) > _MOST_KNOWN:
+            self._known.clear()
+        self._known.update((kind.task, kind.queue) for kind in kinds)
+
+
+async def _batches(jobs: Iterable[JobTuple] | AsyncIterable[JobTuple], size: int) -> AsyncIterator[list[JobTuple]]:
+    """The jobs in lists of that size; the last may be shorter."""
+    if isinstance(jobs, AsyncIterable):
+        batch: list[JobTuple] = []
+        async for job in jobs:
+            batch.append(job)
+            if len(batch) == size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+        return
+    rest = iter(jobs)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch

@@ -1,0 +1,63 @@
+"""Making the client's methods of the functions and methods that do the work, so that each is described once."""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from backfill.client.doing import doing
+from backfill.client.enqueuer import Enqueuer
+from backfill.db import Connection, Pool
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Client(Protocol):
+    """What the methods need of the client."""
+
+    @property
+    def pool(self) -> Pool:
+        """Connections."""
+        ...
+
+    @property
+    def schema(self) -> str:
+        """The schema's name."""
+        ...
+
+    @property
+    def enqueuer(self) -> Enqueuer:
+        """What adds jobs."""
+        ...
+
+
+def adding(
+    function: Callable[Concatenate[Enqueuer, P], Awaitable[R]],
+) -> Callable[Concatenate[Client, P], Awaitable[R]]:
+    """The method for a method of Enqueuer."""
+
+    @functools.wraps(function)
+    async def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await function(self.enqueuer, *args, **kwargs)
+
+    return method
+
+
+def operation(
+    function: Callable[Concatenate[Connection, str, P], Awaitable[R]],
+) -> Callable[Concatenate[Client, P], Awaitable[R]]:
+    """The method for a function of connection and schema: it takes a connection from the client's pool."""
+    what = f"cannot {function.__name__.replace('_', ' ')}"
+
+    @functools.wraps(function)
+    async def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with doing(what):
+            async with self.pool.acquire() as connection:
+                return await function(connection, self.schema, *args, **kwargs)
+
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    signature = inspect.signature(function)
+    parameters = [own, *list(signature.parameters.values())[2:]]
+    method.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # for inspect and help()
+    return method

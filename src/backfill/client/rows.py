@@ -1,0 +1,159 @@
+"""What a job's row will hold: a task, a payload and a spec, checked and brought into the columns' form."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import asyncpg
+import msgspec
+
+from backfill.model import (
+    NO_EXTRAS,
+    Extras,
+    Job,
+    JobKeyMode,
+    JobSpec,
+    JobState,
+    Task,
+    TaskHandler,
+    checked_identifier,
+    decode_flags,
+    decode_flags_text,
+    encode_payload,
+    options_of,
+)
+from backfill.model.flags import NO_FLAGS
+
+TaskName: TypeAlias = str | Task[Any] | type[TaskHandler]
+"""What names a task: its identifier, the task itself, or its TaskHandler class."""
+
+_PLAIN = JobSpec()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """All about a job but its payload, as the columns have it; jobs of one kind share one such value.
+
+    Attributes:
+        task: The task's identifier.
+        queue: The serial queue's name, or None.
+        priority: The priority.
+        run_at: When it is due; None = at once, by the database's clock.
+        max_attempts: The limit of runs.
+        key: The job key, or None.
+        mode: What happens when a job with that key is there already.
+        stored_flags: All flags, those that carry the extras included; None when there are none.
+        flags: The user's own flags, as they will be read.
+        extras: The extras, as they will be read.
+    """
+
+    task: str
+    queue: str | None
+    priority: int
+    run_at: datetime | None
+    max_attempts: int
+    key: str | None
+    mode: JobKeyMode
+    stored_flags: list[str] | None
+    flags: frozenset[str]
+    extras: Extras
+
+    @property
+    def flags_json(self) -> str | None:
+        """The flags as the column has them: a JSON object, or None."""
+        if self.stored_flags is None:
+            return None
+        return msgspec.json.encode(dict.fromkeys(self.stored_flags, True)).decode()
+
+    def job(self, job_id: int, payload: str, created_at: datetime) -> Job:
+        """The job that an insert has just made of this kind."""
+        return Job(
+            id=job_id,
+            task_identifier=self.task,
+            payload_text=payload,
+            priority=self.priority,
+            run_at=self.run_at or created_at,
+            attempts=0,
+            max_attempts=self.max_attempts,
+            created_at=created_at,
+            updated_at=created_at,
+            queue_name=self.queue,
+            flags=self.flags,
+            extras=self.extras,
+        )
+
+
+def kind_of(task: TaskName, spec: JobSpec | None) -> Kind:
+    """What a job of this task with this spec is; the spec's settings go before the task's.
+
+    Raises:
+        InvalidJob: The identifier cannot be one.
+        ConfigurationError: The TaskHandler class is not complete.
+    """
+    if isinstance(task, str):
+        identifier = checked_identifier(task)
+        spec = spec or _PLAIN
+    else:
+        options = options_of(task)
+        identifier = options.identifier
+        spec = options.apply_to(spec)
+    stored = spec.stored_flags()
+    flags, extras = (NO_FLAGS, NO_EXTRAS) if stored is None else decode_flags(dict.fromkeys(stored))
+    return Kind(
+        task=identifier,
+        queue=spec.queue.name,
+        priority=spec.priority,
+        run_at=spec.run_at,
+        max_attempts=spec.effective_max_attempts(),
+        key=spec.job_key,
+        mode=spec.job_key_mode,
+        stored_flags=stored,
+        flags=flags,
+        extras=extras,
+    )
+
+
+def payload_text(payload: Any) -> str:
+    """The payload's JSON; ``{}`` when it was left out.
+
+    Raises:
+        InvalidJob: The value has no faithful JSON form.
+    """
+    return "{}" if payload is msgspec.UNSET else encode_payload(payload)
+
+
+def job_of(row: asyncpg.Record, payload: str | None = None) -> Job:
+    """The job of a row with the columns of a job.
+
+    Args:
+        row: The row; ``state`` may be missing.
+        payload: The payload's text where the row leaves it null.
+    """
+    flags, extras = decode_flags_text(row["flags"])
+    state = row.get("state")
+    return Job(
+        id=row["id"],
+        task_identifier=row["task_identifier"],
+        payload_text=payload if row["payload"] is None and payload is not None else row["payload"],
+        priority=row["priority"],
+        run_at=row["run_at"],
+        attempts=row["attempts"],
+        max_attempts=row["max_attempts"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        queue_name=row["queue_name"],
+        last_error=row["last_error"],
+        key=row["key"],
+        revision=row["revision"],
+        locked_at=row["locked_at"],
+        locked_by=row["locked_by"],
+        flags=flags,
+        extras=extras,
+        state=None if state is None else JobState(state),
+    )
+
+
+def jobs_of(rows: Sequence[asyncpg.Record]) -> list[Job]:
+    """The jobs of rows with the columns of a job."""
+    return [job_of(row) for row in rows]
