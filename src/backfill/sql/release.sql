@@ -79,8 +79,7 @@ moved as (
 ),
 gone as (
   delete from graphile_worker._private_jobs as jobs
-   using entry
-   where jobs.id = entry.id
+   where jobs.id = any(array(select entry.id from entry))
   returning jobs.id
 )
 
@@ -97,13 +96,17 @@ with page as materialized (
    limit $2::int4
 ),
 held as materialized (
-  select jobs.*
+  select found.*
     from page
-    join graphile_worker._private_jobs as jobs on jobs.id = page.id
-   where page.used_up
-     and jobs.attempts >= jobs.max_attempts
-     and jobs.locked_at is null
-     for update of jobs skip locked
+   cross join lateral (
+     select jobs.*
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = page.id
+        and page.used_up
+        and jobs.attempts >= jobs.max_attempts
+        and jobs.locked_at is null
+        for update skip locked
+   ) as found
 ),
 dead as materialized (
   select held.id, coalesce(tasks.identifier, format('unknown task %s', held.task_id)) as task_identifier,
@@ -168,33 +171,39 @@ select moved.job_id, moved.dlq_id from moved
 -- Frees the queues of a batch by their claims' tokens ($1 ids, $2 tokens), whether or not the jobs' rows still matched:
 -- others delete rows without asking. Never waits for a row that somebody else has locked.
 held_queue as materialized (
-  select queues.id
+  select found.id
     from unnest($1::int4[], $2::text[]) as given(id, token)
-    join graphile_worker._private_job_queues as queues on queues.id = given.id
-   where queues.locked_by = given.token
-     for update of queues skip locked
+   cross join lateral (
+     select queues.id
+       from graphile_worker._private_job_queues as queues
+      where queues.id = given.id
+        and queues.locked_by = given.token
+        for update skip locked
+   ) as found
 ),
 freed as (
   update graphile_worker._private_job_queues as queues
      set locked_at = null, locked_by = null
-    from held_queue
-   where queues.id = held_queue.id
+   where queues.id = any(array(select held_queue.id from held_queue))
   returning 1
 )
 
 -- fragment: delete_held
 -- Deletes the finished jobs of a batch ($3 ids, $4 tokens) whose claim still stands. Never waits for a locked row.
 held as materialized (
-  select jobs.id
+  select found.id
     from unnest($3::int8[], $4::text[]) as given(id, token)
-    join graphile_worker._private_jobs as jobs on jobs.id = given.id
-   where jobs.locked_by = given.token
-     for update of jobs skip locked
+   cross join lateral (
+     select jobs.id
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = given.id
+        and jobs.locked_by = given.token
+        for update skip locked
+   ) as found
 ),
 gone as (
   delete from graphile_worker._private_jobs as jobs
-   using held
-   where jobs.id = held.id
+   where jobs.id = any(array(select held.id from held))
   returning jobs.id
 )
 
@@ -236,12 +245,16 @@ select (select count(*) from gone) as released,
 -- takes: moved_by text, bury bool
 -- gives: job_id int8, verdict text, wait_seconds float8, dlq_id int8, attempts int2, max_attempts int2, freed int8
 with held as materialized (
-  select jobs.*, given.keyed, given.message, given.error, given.retryable, given.delay
-    from unnest($3::int8[], $4::text[], $5::bool[], $6::text[], $7::text[], $8::bool[], $9::float8[])
-         as given(job, token, keyed, message, error, retryable, delay)
-    join graphile_worker._private_jobs as jobs on jobs.id = given.job
-   where jobs.locked_by = given.token
-     for update of jobs skip locked
+  select found.*, given.keyed, given.message, given.error, given.retryable
+    from unnest($3::int8[], $4::text[], $5::bool[], $6::text[], $7::text[], $8::bool[])
+         as given(job, token, keyed, message, error, retryable)
+   cross join lateral (
+     select jobs.*
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = given.job
+        and jobs.locked_by = given.token
+        for update skip locked
+   ) as found
 ),
 judged as materialized (
   select held.*,
@@ -256,23 +269,18 @@ retried as (
   update graphile_worker._private_jobs as jobs
      set locked_at = null,
          locked_by = null,
-         last_error = judged.message,
-         run_at = greatest(now(), jobs.run_at) + judged.delay * interval '1 second'
-    from judged
-   where jobs.id = judged.id
-     and judged.verdict = 'retry'
+         last_error = ($6::text[])[array_position($3::int8[], jobs.id)],
+         run_at = greatest(now(), jobs.run_at) + ($9::float8[])[array_position($3::int8[], jobs.id)] * interval '1 second'
+   where jobs.id = any(array(select judged.id from judged where judged.verdict = 'retry'))
   returning jobs.id, extract(epoch from jobs.run_at - clock_timestamp())::float8 as wait_seconds
 ),
 kept as (
   update graphile_worker._private_jobs as jobs
      set locked_at = null,
          locked_by = null,
-         last_error = judged.message,
+         last_error = ($6::text[])[array_position($3::int8[], jobs.id)],
          attempts = greatest(jobs.attempts, jobs.max_attempts)
-    from judged
-   where jobs.id = judged.id
-     and judged.verdict <> 'retry'
-     and not $11::bool
+   where jobs.id = any(array(select judged.id from judged where judged.verdict <> 'retry' and not $11::bool))
   returning jobs.id
 ),
 dead as materialized (
@@ -307,17 +315,19 @@ select judged.id as job_id, judged.verdict, retried.wait_seconds, moved.dlq_id,
 -- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[], keyed bool[], delays float8[]
 -- gives: released int8, freed int8
 with held as materialized (
-  select jobs.id, given.keyed and jobs.key is null as superseded, given.delay
-    from unnest($3::int8[], $4::text[], $5::bool[], $6::float8[]) as given(id, token, keyed, delay)
-    join graphile_worker._private_jobs as jobs on jobs.id = given.id
-   where jobs.locked_by = given.token
-     for update of jobs skip locked
+  select found.id, given.keyed and found.key is null as superseded
+    from unnest($3::int8[], $4::text[], $5::bool[]) as given(id, token, keyed)
+   cross join lateral (
+     select jobs.id, jobs.key
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = given.id
+        and jobs.locked_by = given.token
+        for update skip locked
+   ) as found
 ),
 gone as (
   delete from graphile_worker._private_jobs as jobs
-   using held
-   where jobs.id = held.id
-     and held.superseded
+   where jobs.id = any(array(select held.id from held where held.superseded))
   returning 1
 ),
 returned as (
@@ -325,12 +335,8 @@ returned as (
      set attempts = greatest(0, jobs.attempts - 1),
          locked_at = null,
          locked_by = null,
-         run_at = case when held.delay > 0
-                       then greatest(jobs.run_at, now() + held.delay * interval '1 second')
-                       else jobs.run_at end
-    from held
-   where jobs.id = held.id
-     and not held.superseded
+         run_at = greatest(jobs.run_at, now() + nullif(($6::float8[])[array_position($3::int8[], jobs.id)], 0) * interval '1 second')
+   where jobs.id = any(array(select held.id from held where not held.superseded))
   returning jobs.run_at
 ),
 -- include: free_queues

@@ -19,20 +19,24 @@ select tasks.id, tasks.identifier
  where tasks.identifier = any($1::text[])
 
 -- fragment: take_jobs
--- Takes the jobs of a CTE `picked` (id, lane, queue_id, queue_name), whose rows this statement has locked.
+-- Takes the jobs of a CTE `picked` (id, queue_id), whose rows this statement has locked. By arrays of ids, not by a join:
+-- a plan made for an empty table must not be one that later reads all of it.
 held_queue as (
   update graphile_worker._private_job_queues as queues
      set locked_by = $1::text, locked_at = now()
-    from picked
-   where queues.id = picked.queue_id
+   where queues.id = any(array(select picked.queue_id from picked where picked.queue_id is not null))
 )
 update graphile_worker._private_jobs as jobs
    set attempts = jobs.attempts + 1, locked_by = $1::text, locked_at = now()
-  from picked
- where jobs.id = picked.id
-returning jobs.id, picked.lane, jobs.task_id, picked.queue_id, jobs.key, jobs.flags::text as flags, jobs.attempts,
-          jobs.priority, jobs.run_at, jobs.payload::text as payload, picked.queue_name, jobs.max_attempts,
-          jobs.last_error, jobs.created_at, jobs.updated_at, jobs.locked_at, jobs.revision
+ where jobs.id = any(array(select picked.id from picked))
+returning jobs.id, jobs.task_id, jobs.job_queue_id as queue_id, jobs.key, jobs.flags::text as flags, jobs.attempts,
+          jobs.priority, jobs.run_at, jobs.payload::text as payload,
+          case when jobs.job_queue_id is not null
+               then (select queues.queue_name
+                       from graphile_worker._private_job_queues as queues
+                      where queues.id = jobs.job_queue_id)
+          end as queue_name,
+          jobs.max_attempts, jobs.last_error, jobs.created_at, jobs.updated_at, jobs.locked_at, jobs.revision
 
 -- name: claim_jobs
 -- Claims due jobs for the lanes that take priorities: $3–$7 describe pieces of lanes (lane number, lowest and highest
@@ -47,7 +51,7 @@ returning jobs.id, picked.lane, jobs.task_id, picked.queue_id, jobs.key, jobs.fl
 -- was made since to run at once, is taken.
 -- takes: token text, task_ids int4[], lanes int4[], lows int2[], highs int2[], idle int4[], wanted int4[]
 -- takes: other_queues text[], began_at timestamptz
--- gives: id int8, lane int4, task_id int4, queue_id int4, key text, flags text, attempts int2
+-- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
 -- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
 with piece as materialized (
@@ -55,7 +59,7 @@ with piece as materialized (
 ),
 free as materialized (
   select piece.lane, piece.idle, piece.wanted, found.id, found.priority, found.run_at, found.keyed,
-         null::int4 as queue_id, null::text as queue_name
+         null::int4 as queue_id
     from piece
    cross join lateral (
      with recursive level(priority) as (
@@ -130,11 +134,9 @@ candidate as materialized (
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
            and (jobs.job_queue_id is null
-                or exists (select 1
-                             from graphile_worker._private_job_queues as queues
-                            where queues.id = jobs.job_queue_id
-                              and queues.is_available
-                              and queues.queue_name <> all($8::text[])))
+                or (select queues.is_available and queues.queue_name <> all($8::text[])
+                      from graphile_worker._private_job_queues as queues
+                     where queues.id = jobs.job_queue_id))
            and ($9::timestamptz is null
                 or jobs.run_at <= $9::timestamptz
                 or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
@@ -153,16 +155,19 @@ candidate_queue as materialized (
    order by candidate.queue_id, candidate.priority, candidate.run_at
 ),
 queue as materialized (
-  select candidate_queue.*, queues.queue_name
+  select candidate_queue.*
     from candidate_queue
-    join graphile_worker._private_job_queues as queues on queues.id = candidate_queue.queue_id
-   where queues.is_available
-   order by queues.id
-     for update of queues skip locked
+   cross join lateral (
+     select queues.id
+       from graphile_worker._private_job_queues as queues
+      where queues.id = candidate_queue.queue_id
+        and queues.is_available
+        for update skip locked
+   ) as free_queue
 ),
 head as materialized (
   select queue.lane, queue.idle, queue.wanted, first.id, first.priority, first.run_at, true as keyed,
-         queue.queue_id, queue.queue_name
+         queue.queue_id
     from queue
    cross join lateral (
      select tie.id
@@ -172,18 +177,18 @@ head as materialized (
         and tie.run_at = queue.run_at
         and tie.job_queue_id = queue.queue_id
         and tie.task_id = any($2::int4[])
-      order by tie.id
+      order by tie.id + 0  -- not by the primary key's index, which would read all older jobs
       limit 1
    ) as lowest
-    join lateral (
-      select jobs.id, jobs.priority, jobs.run_at
-        from graphile_worker._private_jobs as jobs
-       where jobs.id = lowest.id
-         and jobs.is_available = true
-         and jobs.run_at <= now()
-         and jobs.job_queue_id = queue.queue_id
-         for update skip locked
-    ) as first on true
+   cross join lateral (
+     select jobs.id, jobs.priority, jobs.run_at
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = lowest.id
+        and jobs.is_available = true
+        and jobs.run_at <= now()
+        and jobs.job_queue_id = queue.queue_id
+        for update skip locked
+   ) as first
 ),
 ranked as (
   select found.*,
@@ -191,7 +196,7 @@ ranked as (
     from (select * from free union all select * from head) as found
 ),
 picked as materialized (
-  select fit.id, fit.lane, fit.queue_id, fit.queue_name
+  select fit.id, fit.queue_id
     from (
       select ranked.*,
              count(*) filter (where ranked.keyed and ranked.place > ranked.idle)
@@ -205,19 +210,19 @@ picked as materialized (
 
 -- name: claim_queue_head
 -- Claims the first due job of the queue of that name, for the lane that is the queue's own; nothing while it is held.
--- takes: token text, task_ids int4[], queue_name text, lane int4, began_at timestamptz
--- gives: id int8, lane int4, task_id int4, queue_id int4, key text, flags text, attempts int2
+-- takes: token text, task_ids int4[], queue_name text, began_at timestamptz
+-- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
 -- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
 with queue as materialized (
-  select queues.id, queues.queue_name
+  select queues.id
     from graphile_worker._private_job_queues as queues
    where queues.queue_name = $3::text
      and queues.is_available
      for update skip locked
 ),
 picked as materialized (
-  select first.id, $4::int4 as lane, queue.id as queue_id, queue.queue_name
+  select first.id, queue.id as queue_id
     from queue
    cross join lateral (
      with recursive level(priority) as (
@@ -246,8 +251,8 @@ picked as materialized (
            and jobs.run_at <= now()
            and jobs.job_queue_id = queue.id
            and jobs.task_id = any($2::int4[])
-           and ($5::timestamptz is null
-                or jobs.run_at <= $5::timestamptz
+           and ($4::timestamptz is null
+                or jobs.run_at <= $4::timestamptz
                 or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
          order by jobs.priority, jobs.run_at, jobs.id
          limit 1

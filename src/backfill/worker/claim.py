@@ -79,6 +79,7 @@ class Claimer:
         self._task_ids: list[int] = []
         self._tasks_read_at = 0.0
         self._other_queues = [lane.config.queue_name for lane in lanes if lane.config.queue_name is not None]
+        self._by_priority: dict[int, Lane] = {}
         self._quiet_until: dict[int, float] = {}
         self._releaser = releaser
         self._poll_interval = poll_interval
@@ -192,11 +193,12 @@ class Claimer:
         token = self._next_token()
         rows = await self._link.fetch("claim_jobs", token, self._task_ids, *columns, self._other_queues, self._began_at)
         jobs: dict[int, list[Claimed]] = {number: [] for number in asked}
-        for job in self._received(rows, token):
-            jobs[job.lane.number].append(job)
+        for job in self._received(rows, token, None):
+            jobs.setdefault(job.lane.number, []).append(job)
         for number, (idle, wanted) in asked.items():
             self._lanes[number].claimed(idle, wanted, len(jobs[number]))
-            self._lanes[number].put(jobs[number])
+        for number, claimed in jobs.items():
+            self._lanes[number].put(claimed)
         return len(rows)
 
     async def _claim_queue(self, lane: Lane, queue_name: str) -> int:
@@ -209,11 +211,9 @@ class Claimer:
         if not idle or now < self._quiet_until.get(lane.number, 0.0):
             return 0
         token = self._next_token()
-        rows = await self._link.fetch(
-            "claim_queue_head", token, self._task_ids, queue_name, lane.number, self._began_at
-        )
+        rows = await self._link.fetch("claim_queue_head", token, self._task_ids, queue_name, self._began_at)
         if rows:
-            lane.put(self._received(rows, token))
+            lane.put(self._received(rows, token, lane))
         else:
             lane.claimed(idle, idle, 0)
             self._quiet_until[lane.number] = now + _QUIET * (time.monotonic() - now)
@@ -223,12 +223,21 @@ class Claimer:
         self.claims += 1
         return f"{self._worker_id}/{self.claims}"
 
-    def _received(self, rows: Sequence[asyncpg.Record], token: str) -> list[Claimed]:
-        now, held, lanes, by_task = time.monotonic(), self._releaser.held, self._lanes, self._by_task
-        jobs = [Claimed(row, token, lanes[row[1]], by_task[row[2]], now) for row in rows]
+    def _received(self, rows: Sequence[asyncpg.Record], token: str, lane: Lane | None) -> list[Claimed]:
+        now, held, by_task = time.monotonic(), self._releaser.held, self._by_task
+        jobs = [Claimed(row, token, lane or self._lane_of(row[6]), by_task[row[1]], now) for row in rows]
         for job in jobs:
             held[job.id] = job
         return jobs
+
+    def _lane_of(self, priority: int) -> Lane:
+        """The lane that takes that priority."""
+        lane = self._by_priority.get(priority)
+        if lane is None:
+            takes = [lane for lane in self._lanes.values() for low, high in lane.pieces if low <= priority <= high]
+            # None takes it: the row's priority was changed while it was being claimed.
+            lane = self._by_priority[priority] = takes[0] if takes else next(iter(self._lanes.values()))
+        return lane
 
     # -- waiting --------------------------------------------------------------------------------
 

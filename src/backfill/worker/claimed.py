@@ -49,23 +49,23 @@ class Claimed:
 
     def __init__(self, row: asyncpg.Record, token: str, lane: "Lane", handler: "Handler", claimed_at: float) -> None:
         self.id: int = row[0]
-        self.queue_id: int | None = row[3]
-        self.keyed = row[4] is not None
-        self.priority: int = row[7]
-        self.due: datetime = row[8]
+        self.queue_id: int | None = row[2]
+        self.keyed = row[3] is not None
+        self.priority: int = row[6]
+        self.due: datetime = row[7]
         self.row = row
         self.token = token
         self.lane = lane
         self.handler = handler
         self.claimed_at = claimed_at
         self._extras: Extras | None = None
-        self.requeued = has_extras(row[5]) and self.extras.dlq
+        self.requeued = has_extras(row[4]) and self.extras.dlq
 
     @property
     def extras(self) -> Extras:
         """What the job's flags say about retries and time limits."""
         if self._extras is None:
-            self._extras = decode_flags_text(self.row[5])[1]
+            self._extras = decode_flags_text(self.row[4])[1]
         return self._extras
 
     @property

@@ -212,5 +212,5 @@ class _Environment:
 
 
 def _positive(name: str, value: timedelta) -> None:
-    if not isinstance(value, timedelta) or value <= timedelta(0):
+    if value <= timedelta(0):
         raise ConfigurationError(f"{name} is {value!r}: give a timedelta above zero")

@@ -11,6 +11,7 @@ import asyncio
 import heapq
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from backfill.worker.config import HIGHEST_PRIORITY, LOWEST_PRIORITY, QueueConfig
@@ -47,7 +48,7 @@ class Lane:
         self.idle = 0
         self._may_prefetch = True
         self._looked = False
-        self._buffer: list[tuple[int, float, int, Claimed]] = []
+        self._buffer: list[tuple[int, datetime, int, Claimed]] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._run_time: float | None = None
         self._paused_until = 0.0

@@ -143,10 +143,10 @@ class Slot:
     async def _execute(self, job: Claimed) -> Outcome:
         handler = job.handler
         timeout = handler.timeout
-        if job.row[5] is not None and job.extras.timeout is not None:
+        if job.row[4] is not None and job.extras.timeout is not None:
             timeout = job.extras.timeout.total_seconds()
         try:
-            arguments = handler.arguments(job.row[9], lambda: WorkerContext(job, self._client, self._worker_id))
+            arguments = handler.arguments(job.row[8], lambda: WorkerContext(job, self._client, self._worker_id))
             if handler.in_thread:
                 run: Any = self._in_thread(job, handler.function, arguments)
             else:
