@@ -29,6 +29,7 @@ from backfill.model import (
     TaskHandler,
     task,
 )
+from backfill.worker import QueueConfig, WorkerConfig, WorkerContext, WorkerRunner
 
 __all__ = [
     "AlreadyInProgress",
@@ -45,10 +46,14 @@ __all__ = [
     "JobSpec",
     "Priority",
     "Queue",
+    "QueueConfig",
     "RetryPolicy",
     "Task",
     "TaskHandler",
+    "WorkerConfig",
+    "WorkerContext",
     "WorkerError",
+    "WorkerRunner",
     "enqueue_bulk",
     "enqueue_bulk_with_retries",
     "enqueue_critical",

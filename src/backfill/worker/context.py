@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from backfill.model import EnqueueOutcome, Job, JobSpec, Task
+import msgspec
+
+from backfill.model import EnqueueOutcome, Job, JobSpec
 
 if TYPE_CHECKING:
     from backfill.client import BackfillClient
+    from backfill.client.rows import TaskName
     from backfill.db import Connection, Pool
     from backfill.worker.claimed import Claimed
 
@@ -48,8 +51,8 @@ class WorkerContext:
 
     async def enqueue(
         self,
-        task: "str | Task[Any]",
-        payload: Any = None,
+        task: "TaskName",
+        payload: Any = msgspec.UNSET,
         spec: JobSpec | None = None,
         *,
         connection: "Connection | None" = None,
@@ -58,7 +61,7 @@ class WorkerContext:
 
         Args:
             task: The task, or its identifier.
-            payload: Any JSON value.
+            payload: Any JSON value; left out it is ``{}``.
             spec: When and how it runs.
             connection: A connection in whose transaction the job is added; else it is added at once.
         """
