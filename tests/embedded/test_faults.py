@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -201,14 +202,19 @@ def test_a_postmaster_that_always_ends_is_given_up(place: Path) -> None:
         assert query(server.dsn(), "select 1") == 1
 
 
-def test_a_stale_pid_file_that_names_a_foreign_process(place: Path) -> None:
+@pytest.mark.parametrize("content", ["all", "empty"])
+def test_stale_lock_files_that_name_a_foreign_process(content: str, place: Path) -> None:
     with EmbeddedServer(place / "data") as server:
-        pid_file = (place / "data/pgdata/postmaster.pid").read_text().splitlines()
         postmaster = server.postmaster_pid
+        sockets = Path(parse_qs(urlsplit(server.dsn()).query)["host"][0])
+        locks = {
+            path: path.read_text() for path in (place / "data/pgdata/postmaster.pid", sockets / ".s.PGSQL.5432.lock")
+        }
     foreigner = subprocess.Popen(["sleep", "1000"])
     try:
-        assert pid_file[0] == str(postmaster)
-        (place / "data/pgdata/postmaster.pid").write_text("\n".join([str(foreigner.pid), *pid_file[1:]]) + "\n")
+        for path, text in locks.items():
+            assert text.startswith(f"{postmaster}\n")
+            path.write_text(text.replace(str(postmaster), str(foreigner.pid), 1) if content == "all" else "")
         with EmbeddedServer(place / "data") as server:
             assert server.postmaster_pid != foreigner.pid
             assert query(server.dsn(), "select 1") == 1

@@ -252,9 +252,12 @@ class Supervisor:
 
     def _launch(self) -> None:
         """Start the postmaster and wait until it is ready, however long its recovery takes."""
-        if os.path.exists(os.path.join(self.data, "postmaster.pid")):
+        stale = os.path.join(self.data, "postmaster.pid")
+        if os.path.exists(stale):
             for pid in end_leftovers(self.data):
                 log(f"ended process {pid} of an earlier server")
+            for path in (stale, os.path.join(self.spec.sockets, f".s.PGSQL.{self.spec.port}.lock")):
+                take_over(path)
         options = {
             **self.spec.settings,
             "listen_addresses": "127.0.0.1" if self.spec.tcp else "",
@@ -317,6 +320,22 @@ def clean_environment() -> dict[str, str]:
         if name not in ("LANG", "LANGUAGE") and not name.startswith(("LC_", "PG"))
     }
     return {**kept, "TZ": "UTC"}
+
+
+def take_over(path: str) -> None:
+    """Write our pid into a stale lock file of PostgreSQL's, of which we know that no server stands behind it.
+
+    Its pid may be another process's by now, and PostgreSQL then refuses to start if that one has the same user. The pid
+    of its own parent it takes as stale. The rest of the file it still needs, to find the dead server's shared memory.
+    """
+    try:
+        with open(path, "r+", encoding="utf-8") as stream:
+            _, end, rest = stream.read().partition("\n")
+            stream.seek(0)
+            stream.write(f"{os.getpid()}{end or os.linesep}{rest}")
+            stream.truncate()
+    except FileNotFoundError:
+        return
 
 
 def end_leftovers(data: str) -> list[int]:
