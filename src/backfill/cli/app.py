@@ -1,0 +1,53 @@
+"""The root command, and how a command ends: its exit code, and what is said of an error."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import click
+
+from backfill.cli.demo import demo
+from backfill.cli.dlq import dlq
+from backfill.cli.enqueue import enqueue
+from backfill.cli.failing import FAILED, report
+from backfill.cli.jobs import jobs
+from backfill.cli.schema import schema
+from backfill.cli.worker import worker
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("backfill"), prog_name="backfill")
+def root() -> None:
+    """A job queue in PostgreSQL, on the schema of Graphile Worker.
+
+    Every command takes --database-url (else the environment variable DATABASE_URL), --schema and --json. Without a
+    database of your own, begin with: backfill demo
+    """
+
+
+for command in (demo, worker, enqueue, jobs, dlq, schema):
+    root.add_command(command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: The arguments without the program's name; None = those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        result = root.main(args=arguments, prog_name="backfill", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last place: whatever it is, the user is told
+        return report(error, as_json="--json" in arguments)
+    return result if isinstance(result, int) else 0

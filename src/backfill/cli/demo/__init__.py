@@ -1,0 +1,8 @@
+"""."""
+
+import click
+
+
+@click.command()
+def demo() -> None:
+    pass

@@ -1,0 +1,80 @@
+"""How signals and the end of a parent process stop a worker, and how the process then ends.
+
+The first SIGTERM or SIGINT asks for an orderly stop, the second hurries it, the third ends the process on the spot. The
+handlers are Python's own rather than the event loop's, so that the third works while a handler of the user's keeps the
+loop busy.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Final, NoReturn
+
+logger = logging.getLogger(__name__)
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequests:
+    """Listens for reasons to stop; made inside of a running event loop.
+
+    Attributes:
+        last: The signal that came last; None while none has come.
+    """
+
+    def __init__(self, stop: Callable[[], object], hurry: Callable[[], object]) -> None:
+        """Begin to listen.
+
+        Args:
+            stop: Called in the loop at the first request.
+            hurry: Called in the loop at the second.
+        """
+        self.last: int | None = None
+        self._loop = asyncio.get_running_loop()
+        self._steps = (stop, hurry)
+        self._count = 0
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def watch(self, pipe: int) -> None:
+        """Stop when the other end of a pipe is closed: the process that holds it has ended."""
+        self._loop.add_reader(pipe, self._on_orphaned, pipe)
+
+    def _on_orphaned(self, pipe: int) -> None:
+        self._loop.remove_reader(pipe)
+        logger.warning("the parent process has ended: stopping")
+        if not self._count:
+            self._count = 1
+            self._steps[0]()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.last = number
+        self._count += 1
+        if self._count > len(self._steps):
+            leave(128 + number)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._steps[self._count - 1])
+
+
+def leave(code: int) -> NoReturn:
+    """End the process on the spot, once what was logged and printed is out; threads and handlers that run are cut off."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def leave_within(seconds: float, code: int) -> None:
+    """End the process in so long if it has not ended by itself: threads that handlers left behind can hold it up."""
+
+    def late() -> None:
+        logger.warning("threads of handlers still run %g s after the end of the worker: leaving them", seconds)
+        leave(code)
+
+    timer = threading.Timer(seconds, late)
+    timer.daemon = True
+    timer.start()
