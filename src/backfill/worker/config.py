@@ -14,6 +14,7 @@ LOWEST_PRIORITY: Final = -32768
 HIGHEST_PRIORITY: Final = 32767
 DEAD_LETTER_QUEUE: Final = "dead_letter"
 _MAX_CONCURRENCY: Final = 10_000
+_MOST_DIGITS: Final = 9  # of a number in the environment: milliseconds for eleven days, seconds for thirty years
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class QueueConfig:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigurationError("a lane needs a name")
-        if isinstance(self.concurrency, bool) or not 1 <= self.concurrency <= _MAX_CONCURRENCY:
+        if type(self.concurrency) is not int or not 1 <= self.concurrency <= _MAX_CONCURRENCY:
             raise ConfigurationError(
                 f"lane {self.name}: concurrency {self.concurrency!r} is not in 1..{_MAX_CONCURRENCY}"
             )
@@ -196,8 +197,10 @@ class _Environment:
         value = self._environ.get(name, "").strip()
         if not value:
             return default
-        if not value.isascii() or not value.isdigit() or int(value) < least:
-            raise ConfigurationError(f"{name}={value!r} is not a whole number of at least {least}")
+        if not value.isascii() or not value.isdigit() or len(value) > _MOST_DIGITS or int(value) < least:
+            raise ConfigurationError(
+                f"{name}={value!r:.50} is not a whole number of at least {least} and at most {_MOST_DIGITS} digits"
+            )
         return int(value)
 
     def lanes(self) -> list[QueueConfig]:
