@@ -60,12 +60,11 @@ def describe(error: BaseException) -> str:
 def detail(error: BaseException, **more: Any) -> str:
     """The error as a JSON object for a dead letter: type, message, traceback, whether it is retryable, and ``more``."""
     kind = type(error)
-    lines = traceback.format_exception(error)
     value = {
         "type": kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
         "message": storable(_message(error), _LONGEST_MESSAGE),
         "retryable": is_retryable(error),
-        "traceback": storable("".join(lines), 2 * _LONGEST_MESSAGE, keep_end=True),
+        "traceback": storable(_traceback(error), 2 * _LONGEST_MESSAGE, keep_end=True),
         **more,
     }
     return msgspec.json.encode(value).decode()
@@ -94,3 +93,10 @@ def _message(error: BaseException) -> str:
         return str(error)
     except Exception as broken:  # noqa: BLE001 - an error whose text can't be made must still fail its job
         return f"(its text raised {type(broken).__name__})"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception as broken:  # noqa: BLE001 - as above; Python's own formatting trips over odd attributes
+        return f"(its traceback can't be shown: {type(broken).__name__})"

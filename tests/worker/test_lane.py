@@ -1,0 +1,221 @@
+"""Lanes: which jobs are whose, how many a claim asks for, and what is claimed ahead."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backfill.worker import QueueConfig
+from backfill.worker.lane import PAUSE_SECONDS, STALE_SECONDS, Lane, gaps, make_lanes
+
+LOWEST, HIGHEST = -32768, 32767
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+priorities = st.integers(LOWEST, HIGHEST)
+ranges = st.lists(st.tuples(priorities, priorities).map(lambda pair: (min(pair), max(pair))), max_size=6)
+
+
+def a_lane(concurrency: int = 4, **settings: Any) -> Lane:
+    return make_lanes([QueueConfig("lane", concurrency, **settings)])[0]
+
+
+def a_job(job_id: int, priority: int = 0, seconds: int = 0, claimed_at: float | None = None) -> Any:
+    """What a lane needs of a claimed job."""
+    due = NOW + timedelta(seconds=seconds)
+    claimed = time.monotonic() if claimed_at is None else claimed_at
+    return SimpleNamespace(id=job_id, priority=priority, due=due, claimed_at=claimed)
+
+
+def drain(lane: Lane) -> list[int]:
+    taken = []
+    while (job := lane.take()) is not None:
+        taken.append(job.id)
+    return taken
+
+
+async def waiting(lane: Lane, count: int) -> list[asyncio.Task[None]]:
+    """Slots that wait for a job."""
+    tasks = [asyncio.create_task(lane.wait()) for _ in range(count)]
+    await asyncio.sleep(0)
+    assert lane.idle == count
+    return tasks
+
+
+async def ended(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_queue_lanes_come_first_in_any_order_of_the_configuration() -> None:
+    configs = [
+        QueueConfig.default_queue(),
+        QueueConfig.named_queue("b"),
+        QueueConfig.priority_queue("fast", 1, -9, -1),
+        QueueConfig.named_queue("a"),
+    ]
+    lanes = make_lanes(configs)
+    assert [lane.config.name for lane in lanes] == ["b", "a", "default", "fast"]
+    assert [lane.number for lane in lanes] == [0, 1, 2, 3]
+    assert [lane.pieces for lane in lanes] == [(), (), ((LOWEST, HIGHEST),), ()]
+
+
+def test_the_first_lane_that_names_a_priority_has_it() -> None:
+    lanes = make_lanes(
+        [
+            QueueConfig.priority_queue("middle", 1, -5, 5),
+            QueueConfig.priority_queue("around", 1, -10, 10),
+            QueueConfig.default_queue(1),
+        ]
+    )
+    assert [lane.pieces for lane in lanes] == [
+        ((-5, 5),),
+        ((-10, -6), (6, 10)),
+        ((LOWEST, -11), (11, HIGHEST)),
+    ]
+
+
+@given(ranges, priorities)
+def test_each_priority_belongs_to_the_first_range_around_it_or_to_a_gap(
+    given_ranges: list[tuple[int, int]], priority: int
+) -> None:
+    lanes = make_lanes(
+        [QueueConfig(str(n), 1, priority_range=bounds) for n, bounds in enumerate(given_ranges)]
+        + [QueueConfig.named_queue("q")]
+    )
+    takers = [lane.config.name for lane in lanes for low, high in lane.pieces for _ in range(low <= priority <= high)]
+    first = next((str(n) for n, (low, high) in enumerate(given_ranges) if low <= priority <= high), None)
+    assert takers == ([] if first is None else [first])
+    assert any(low <= priority <= high for low, high in gaps(lanes)) == (first is None)
+
+
+def test_gaps() -> None:
+    assert gaps(make_lanes([QueueConfig.default_queue()])) == []
+    assert gaps(make_lanes([QueueConfig.named_queue("q")])) == [(LOWEST, HIGHEST)]
+    two = [QueueConfig.priority_queue("a", 1, -10, -1), QueueConfig.priority_queue("b", 1, 1, HIGHEST)]
+    assert gaps(make_lanes(two)) == [(LOWEST, -11), (0, 0)]
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3)), max_size=30))
+def test_what_is_buffered_runs_by_priority_then_time_then_id(jobs: list[tuple[int, int]]) -> None:
+    lane = a_lane()
+    lane.put([a_job(job_id, priority, seconds) for job_id, (priority, seconds) in enumerate(jobs)])
+    keys = [(priority, seconds, job_id) for job_id, (priority, seconds) in enumerate(jobs)]
+    assert drain(lane) == [job_id for _, _, job_id in sorted(keys)]
+
+
+async def test_at_first_a_claim_is_for_idle_slots_alone() -> None:
+    lane = a_lane(4)
+    assert lane.wanted() == (0, 0)
+    tasks = await waiting(lane, 3)
+    assert lane.wanted() == (3, 3)
+    lane.put([a_job(1)])
+    assert lane.wanted() == (2, 2)
+    await ended(tasks)
+
+
+async def test_putting_jobs_wakes_as_many_slots() -> None:
+    lane = a_lane(4)
+    tasks = await waiting(lane, 3)
+    lane.put([a_job(1), a_job(2)])
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (sum(task.done() for task in tasks), lane.idle) == (2, 1)
+    await ended(tasks)
+    assert lane.idle == 0
+
+
+async def test_a_lane_that_got_less_than_it_has_room_for_waits_for_a_reason() -> None:
+    lane = a_lane(4)
+    tasks = await waiting(lane, 4)
+    idle, wanted = lane.wanted()
+    lane.claimed(idle, wanted, 0)
+    assert not lane.hungry
+    assert lane.wanted() == (0, 0)
+    lane.look_again()
+    assert lane.wanted() == (4, 4)
+    await ended(tasks)
+
+
+async def test_a_reason_that_comes_while_a_claim_is_under_way_stands() -> None:
+    lane = a_lane(4)
+    tasks = await waiting(lane, 4)
+    idle, wanted = lane.wanted()
+    lane.look_again()
+    lane.claimed(idle, wanted, 0)
+    assert lane.hungry
+    await ended(tasks)
+
+
+def test_quick_jobs_are_claimed_ahead_slow_ones_are_not() -> None:
+    quick, slow = a_lane(10), a_lane(10)
+    quick.ran(0.0001)
+    slow.ran(0.2)
+    idle, wanted = quick.wanted()
+    assert (idle, wanted > 100) == (0, True)
+    assert slow.wanted() == (0, 0)
+
+
+def test_one_slow_run_among_quick_ones_ends_the_claiming_ahead_for_a_hundred_runs() -> None:
+    lane = a_lane(2)
+    lane.ran(0.0001)
+    assert lane.wanted()[1] > 0
+    lane.ran(0.1)
+    for _ in range(50):
+        lane.ran(0.0001)
+    assert lane.wanted() == (0, 0)
+    for _ in range(300):
+        lane.ran(0.0001)
+    assert lane.wanted()[1] > 0
+
+
+def test_no_more_is_claimed_ahead_than_is_buffered_already_allows() -> None:
+    lane = a_lane(10)
+    lane.ran(0.0001)
+    wanted = lane.wanted()[1]
+    lane.put([a_job(n) for n in range(wanted)])
+    assert lane.wanted() == (0, 0)
+    while lane.buffered > lane.low_mark:
+        lane.take()
+    assert lane.wanted()[1] == wanted - lane.buffered
+
+
+def test_a_lane_of_a_queue_claims_nothing_ahead() -> None:
+    lane = a_lane(2, queue_name="q")
+    lane.ran(0.0)
+    assert lane.wanted() == (0, 0)
+
+
+def test_no_claiming_ahead_from_what_seems_empty() -> None:
+    lane = a_lane(10)
+    lane.ran(0.0001)
+    idle, wanted = lane.wanted()
+    lane.claimed(idle, wanted, wanted - 1)
+    assert lane.hungry
+    assert lane.wanted() == (0, 0)
+    lane.look_again()
+    assert lane.wanted()[1] > 0
+
+
+def test_stale_jobs_take_the_rest_of_the_buffer_with_them_and_end_the_claiming_ahead() -> None:
+    lane = a_lane(10)
+    lane.ran(0.0001)
+    now = time.monotonic()
+    lane.put([a_job(1, claimed_at=now), a_job(2, claimed_at=now - STALE_SECONDS)])
+    assert lane.take_stale(now - 0.01) == []
+    assert {job.id for job in lane.take_stale(now + 0.01)} == {1, 2}
+    assert lane.buffered == 0
+    assert lane.wanted() == (0, 0)
+    assert lane.take_stale(now + PAUSE_SECONDS + 1) == []
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_take_all_leaves_nothing(count: int) -> None:
+    lane = a_lane()
+    lane.put([a_job(n) for n in range(count)])
+    assert sorted(job.id for job in lane.take_all()) == list(range(count))
+    assert lane.take() is None
