@@ -122,7 +122,7 @@ def _annotation(function: Callable[..., Any], parameter: inspect.Parameter, wher
     if annotation in _CONTEXT_NAMES:
         return WorkerContext
     try:
-        return typing.get_type_hints(_only(function, parameter.name), include_extras=True)[parameter.name]
+        return _read(inspect.unwrap(function), parameter.name)
     except (NameError, AttributeError, TypeError, SyntaxError) as error:
         raise ConfigurationError(
             f"{where}: the annotation of {parameter.name!r}, {annotation!r}, cannot be read ({error}): it must be"
@@ -130,12 +130,10 @@ def _annotation(function: Callable[..., Any], parameter: inspect.Parameter, wher
         ) from error
 
 
-def _only(function: Callable[..., Any], name: str) -> Any:
-    """A stand-in with one parameter's annotation, so that another one that can't be read does not matter."""
-    inner = inspect.unwrap(function)
-    stand_in = type("_", (), {"__annotations__": {name: inner.__annotations__[name]}})
-    stand_in.__module__ = inner.__module__
-    return stand_in
+def _read(function: Any, name: str) -> Any:
+    """What one parameter's annotation means; another one that can't be read does not matter."""
+    stand_in = type("_", (), {"__annotations__": {name: function.__annotations__[name]}})
+    return typing.get_type_hints(stand_in, globalns=function.__globals__, include_extras=True)[name]
 
 
 def _is_context(annotation: Any) -> bool:
