@@ -309,14 +309,15 @@ select null, queues.id, queues.locked_by, false
   from graphile_worker._private_job_queues as queues
  where starts_with(queues.locked_by, $1::text || '/')
 
--- name: other_backends
--- How many backends of that application name, this one left out, may still be working on a statement.
+-- name: busy_backends
+-- How many backends of that application name are working on a statement.
 -- takes: application_name text
 -- gives: backends int8
 select count(*) as backends
   from pg_stat_activity
  where application_name = $1::text
    and pid <> pg_backend_pid()
+   and state is distinct from 'idle'
 
 -- name: database_time
 -- The database's clock: the time that decides what is due.

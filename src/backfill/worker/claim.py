@@ -104,7 +104,16 @@ class Claimer:
         """There may be new jobs for every lane."""
         for lane in self._lanes.values():
             lane.look_again()
+        self.wake()
+
+    def on_queue_freed(self) -> None:
+        """A release has freed a queue: its next job can start."""
         self._quiet_until.clear()
+        self.look()
+
+    def compare(self) -> None:
+        """Compare locks with memory before the next claim, when no claim is under way."""
+        self._losses = -1
         self.wake()
 
     def on_notify(self) -> None:
@@ -208,7 +217,12 @@ class Claimer:
         """
         now = time.monotonic()
         idle, _ = lane.wanted()
-        if not idle or now < self._quiet_until.get(lane.number, 0.0):
+        quiet_until = self._quiet_until.get(lane.number, 0.0)
+        if not idle:
+            return 0
+        if now < quiet_until:
+            self.look_in(quiet_until - now)
+            lane.claimed(idle, idle, 0)
             return 0
         token = self._next_token()
         rows = await self._link.fetch("claim_queue_head", token, self._task_ids, queue_name, self._began_at)

@@ -5,8 +5,8 @@ token decides. A lost claim has left jobs under a token of ours that no job in m
 for hours, so they are handed back. The other way round, a job in memory whose token is gone from the database was taken
 away from us (an operator unlocked it), and its handler is cancelled.
 
-While a statement of the lost connection may still be at work on the server, its claim could come after the comparison: so
-first its backend must be gone.
+No claim may be under way meanwhile: its jobs would look like nobody's. So the claimer itself calls this between two claims.
+And a statement of the lost connection may still be at work on the server: first its backend must be done.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ async def reconcile(
     """
     before = dict(held)
     for _ in range(_LOOKS):
-        if not await pool.fetchval(text("other_backends", schema), application_name):
+        if not await pool.fetchval(text("busy_backends", schema), application_name):
             break
         await asyncio.sleep(_BETWEEN_LOOKS)
     rows = await pool.fetch(text("locks_of_worker", schema), worker_id)

@@ -21,7 +21,6 @@ import asyncpg
 
 from backfill.client import BackfillClient
 from backfill.db import WORKER_SETTINGS, Listener, connect
-from backfill.errors import BackfillError
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
 from backfill.worker.config import QueueConfig, WorkerConfig
@@ -195,7 +194,9 @@ class Worker:
 
     def _on_released(self, queue_freed: bool) -> None:
         self._released.set()
-        if queue_freed or self._drains:
+        if queue_freed:
+            self.claimer.on_queue_freed()
+        elif self._drains:
             self.claimer.look()
         elif self.releaser.is_stuck:
             self.claimer.wake()
@@ -231,10 +232,7 @@ class Worker:
                     self.releaser.settle(job, HandBack())
             if now - compared_at > _RECONCILE:
                 compared_at = now
-                try:
-                    await self._reconcile()
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BackfillError) as error:
-                    logger.warning("cannot compare locks with memory now: %s", error)
+                self.claimer.compare()
 
     def _warn_of_gaps(self) -> None:
         left_out = gaps(self.lanes)
@@ -273,7 +271,8 @@ class Worker:
         elif stuck:
             await self._wait_for_stuck()
             stuck = []
-        await self._all_released(deadline if abandon else time.monotonic() + total)
+            deadline = time.monotonic() + total
+        await self._all_released(deadline)
         await self._close(wait_for_threads=not stuck)
         return len(stuck)
 
