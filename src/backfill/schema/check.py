@@ -8,7 +8,7 @@ from backfill.db import Connection, check_row_security, check_schema_name, trans
 from backfill.errors import SchemaError
 from backfill.schema.facts import our_facts, upstream_facts
 from backfill.schema.state import look
-from backfill.sql import Statement, statements, text
+from backfill.sql import Statement, statements, with_schema
 
 
 async def check(connection: Connection, schema: str) -> list[str]:
@@ -43,7 +43,9 @@ async def check(connection: Connection, schema: str) -> list[str]:
         found += [f"migration {step.name} was not applied: run backfill schema install" for step in state.pending]
         found += differences(our_facts(), state.facts)
         found += [
-            problem for statement in statements().values() for problem in await _prepare(connection, statement, schema)
+            problem
+            for statement in statements().values()
+            for problem in await prepare_problems(connection, statement, schema)
         ]
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise translate(error, f"cannot check schema {schema!r}") from error
@@ -59,11 +61,11 @@ def differences(expected: Mapping[str, str], live: Mapping[str, str]) -> Iterato
             yield f"{thing} is {live[thing]!r}, not {fact!r}"
 
 
-async def _prepare(connection: Connection, statement: Statement, schema: str) -> list[str]:
-    """What is wrong between the statement, the schema, and what the statement declares."""
+async def prepare_problems(connection: Connection, statement: Statement, schema: str) -> list[str]:
+    """What is wrong between a statement, the installed schema, and what the statement declares; empty when nothing is."""
     where = f"statement {statement.name} ({statement.file})"
     try:
-        prepared = await connection.prepare(text(statement.name, schema))
+        prepared = await connection.prepare(with_schema(statement.sql, schema))
     except asyncpg.PostgresError as error:
         return [f"{where} cannot be prepared: {error}"]
     problems = []

@@ -67,13 +67,13 @@ def script(schema: str) -> str:
     tag = _free_tag("install", graphile)
     table = _literal(f"{name}._private_jobs")
     install = (
+        f"perform pg_advisory_xact_lock({LOCK_CLASS}, hashtext({_literal(schema)}));\n\n"
         f"if to_regnamespace({_literal(name)}) is null then\n    create schema {name};\nend if;\n\n"
         f"if to_regclass({table}) is null then\n\n{graphile}\n\nend if;"
     )
     parts = [
         f"-- backfill: the schema {name}, Graphile Worker revision 20 and what backfill adds.",
         "begin;",
-        f"select pg_advisory_xact_lock({LOCK_CLASS}, hashtext({_literal(schema)}));",
         "set local client_min_messages = warning;",
         f"do {tag}\nbegin\n{install}\nend;\n{tag};",
         ledger_ddl(schema),

@@ -20,8 +20,6 @@ NEWEST_REVISION: Final = 20
 # A schema without any of these kinds of objects of Graphile Worker is nobody's; indexes and the like share their names
 # with those of many applications.
 _TELLING_KINDS: Final = ("table ", "view ", "type ", "function ")
-# Without these nothing works; a missing index or constraint is for `check` to report.
-_NEEDED_KINDS: Final = (*_TELLING_KINDS, "column ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +54,14 @@ class State:
         """The objects of Graphile Worker that nothing works without and that are not there, or of another type."""
         found = []
         for thing, fact in upstream_facts().items():
-            if not thing.startswith(_NEEDED_KINDS):
-                continue
             live = self.facts.get(thing)
-            if live is None or (thing.startswith("column ") and _type(live) != _type(fact)):
+            if thing.startswith("column "):
+                # A table that is missing is named once, not column by column.
+                table = thing.removeprefix("column ").partition(".")[0]
+                whole = any(f"{kind}{table}" in self.facts for kind in _TELLING_KINDS)
+                if whole and (live is None or _type(live) != _type(fact)):
+                    found.append(thing)
+            elif thing.startswith(_TELLING_KINDS) and live is None:
                 found.append(thing)
         return sorted(found)
 
@@ -120,10 +122,10 @@ async def look(connection: Connection, schema: str) -> State:
     """Find out how far the schema is. Changes nothing, and works for any role that may read the ledgers."""
     facts = await live_facts(connection, schema)
     revision = breaking = None
-    if "column migrations.id" in facts and "column migrations.breaking" in facts:
-        row = await connection.fetchrow(text("schema_revision", schema))
-        if row is not None:
-            revision, breaking = row["revision"], row["breaking_revision"]
+    if "column migrations.id" in facts and "column migrations.ts" in facts:
+        revision = await connection.fetchval(text("schema_revision", schema))
+        if "column migrations.breaking" in facts:  # schemas of before revision 11 have no such column
+            breaking = await connection.fetchval(text("schema_breaking_revision", schema))
     applied: set[int] = set()
     if "table backfill_migrations" in facts:
         applied = {row["id"] for row in await connection.fetch(text("ledger", schema))}

@@ -144,12 +144,17 @@ left join pg_class as jobs on jobs.relnamespace = namespaces.oid and jobs.relnam
 where namespaces.nspname = $1::text
 
 -- name: schema_revision
--- The greatest revision that Graphile Worker's own ledger records, and the greatest breaking one; both null when empty.
--- gives: revision int4, breaking_revision int4
-select
-    max(id) as revision,
-    max(id) filter (where breaking) as breaking_revision
+-- The greatest revision that Graphile Worker's own ledger records; null when it is empty.
+-- gives: revision int4
+select max(id) as revision
 from graphile_worker.migrations
+
+-- name: schema_breaking_revision
+-- The greatest revision that the ledger calls breaking; null when there is none.
+-- gives: revision int4
+select max(id) as revision
+from graphile_worker.migrations
+where breaking
 
 -- name: ledger
 -- The migrations of our own that were applied.

@@ -38,7 +38,9 @@ begin
         alter table graphile_worker.backfill_dlq alter column task_identifier type text;
     end if;
     if pg_typeof((null::graphile_worker.backfill_dlq).queue_name) <> 'text'::regtype then
-        alter table graphile_worker.backfill_dlq alter column queue_name type text;
+        alter table graphile_worker.backfill_dlq
+            alter column queue_name type text,
+            alter column queue_name set default 'default';
     end if;
     if pg_typeof((null::graphile_worker.backfill_dlq).job_key) <> 'text'::regtype then
         alter table graphile_worker.backfill_dlq alter column job_key type text;

@@ -1,9 +1,10 @@
 -- Adding jobs. "Busy" below is a job that is locked or out of attempts: a keyed job that is busy cannot take a new
 -- payload, so it gives up its key, and the new job is inserted beside it.
 --
--- Between that step and the insert, another transaction can make the row with the key busy (a claim). The insert then
--- meets a row that it must not update, keeps it locked, and adds nothing for that spec; so those specs go round again,
--- and this time the row gives up its key. No payload is lost to a claim.
+-- The insert goes through the keys in their order and stops at each: it makes a row, or updates the one that is there,
+-- or finds that one busy, perhaps by a claim that it had to wait for; then it adds nothing, but keeps the row locked.
+-- So after it all the rows are ours, and two calls with the same keys cannot wait for each other. Only then do the busy
+-- rows give up their keys, and their specs go round again: nobody can have come between, and no payload is lost.
 
 create function graphile_worker.add_jobs(
     specs graphile_worker.job_spec[],
@@ -41,22 +42,6 @@ begin
         )
         order by spec.queue_name
         on conflict do nothing;
-
-        -- Rows are locked in the order of their keys, here and in the insert: two calls cannot wait for each other.
-        update graphile_worker._private_jobs as jobs
-        set
-            key = null,
-            attempts = jobs.max_attempts,
-            updated_at = now()
-        from (
-            select held.id
-            from graphile_worker._private_jobs as held
-            where held.key in (select spec.job_key from unnest(missing) as spec where spec.job_key is not null)
-            and not held.is_available
-            order by held.key
-            for update
-        ) as busy
-        where jobs.id = busy.id;
 
         return query
         insert into graphile_worker._private_jobs as jobs (
@@ -114,7 +99,15 @@ begin
             raise exception 'Rows of tasks or queues were removed while jobs were added for them; please try again'
                 using errcode = 'serialization_failure';
         end if;
-        wanted := wanted - placed;
+        wanted := cardinality(missing);
+
+        update graphile_worker._private_jobs as jobs
+        set
+            key = null,
+            attempts = jobs.max_attempts,
+            updated_at = now()
+        where jobs.key in (select spec.job_key from unnest(missing) as spec)
+        and not jobs.is_available;
     end loop;
 end;
 $body$;

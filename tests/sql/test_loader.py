@@ -1,0 +1,98 @@
+import pytest
+
+from backfill.sql import Statement, UnknownStatementError, parse, quote_ident, statement, statements, text, with_schema
+
+GOOD = """\
+-- Notes on the file.
+
+-- name: first_one
+-- What it does,
+-- in two lines.
+-- takes: job_id int8, names text[]
+-- takes: at timestamptz
+-- gives: id int8
+-- gives: payload text
+select jobs.id, jobs.payload::text  -- as text
+from graphile_worker._private_jobs as jobs
+
+where jobs.id = $1;
+
+-- name: second
+-- Gives nothing.
+-- gives: nothing
+delete from graphile_worker._private_tasks
+"""
+
+
+def test_a_file_holds_several_statements_with_their_declarations() -> None:
+    first, second = parse(GOOD, "some.sql")
+    assert first == Statement(
+        name="first_one",
+        doc="What it does,\nin two lines.",
+        takes=(("job_id", "int8"), ("names", "text[]"), ("at", "timestamptz")),
+        gives=(("id", "int8"), ("payload", "text")),
+        sql=(
+            "select jobs.id, jobs.payload::text  -- as text\nfrom graphile_worker._private_jobs as jobs\n\n"
+            "where jobs.id = $1"
+        ),
+        file="some.sql",
+    )
+    assert (second.name, second.takes, second.gives) == ("second", (), ())
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("select 1\n-- name: x\n", r"some\.sql:1: SQL before the first"),
+        ("\n-- name: Not Good\n-- d\n-- gives: nothing\nselect", r"some\.sql:2: 'Not Good' is no name"),
+        ("-- name: x\n-- Doc.\n-- gives: nothing\n", r"some\.sql:1: statement x has no SQL"),
+        ("-- name: x\n-- gives: nothing\nselect 1", r"some\.sql:1: statement x has no comment"),
+        ("-- name: x\n-- Doc.\nselect 1", r"some\.sql:1: statement x does not say what it gives"),
+        ("-- name: x\n-- Doc.\n-- gives: id\nselect 1", r"some\.sql:1: statement x: 'id' in its 'gives'"),
+        ("-- name: x\n-- Doc.\n-- takes: a int4 b\n-- gives: nothing\nselect 1", r"'a int4 b' in its 'takes'"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_file_and_line(content: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse(content, "some.sql")
+
+
+def test_the_schema_is_put_in_everywhere_but_in_strings_and_comments_go() -> None:
+    sql = """
+-- all of graphile_worker
+select 'graphile_worker.x', 'it''s -- no comment', "graphile_worker", xgraphile_worker.y, graphile_worker_2.z
+from graphile_worker.jobs /* and
+graphile_worker */ where a = b -- tail
+"""
+    assert with_schema(sql, 'od"d name') == (
+        """select 'graphile_worker.x', 'it''s -- no comment', "graphile_worker", xgraphile_worker.y, graphile_worker_2.z\n"""
+        'from "od""d name".jobs   where a = b'
+    )
+
+
+def test_comments_can_be_kept() -> None:
+    sql = "-- graphile_worker's\nselect graphile_worker.f();"
+    assert with_schema(sql, "s", comments=True) == '-- graphile_worker\'s\nselect "s".f();'
+
+
+@pytest.mark.parametrize("schema", ["graphile_worker", "jobs", 'od"d name', "\\1", "$1"])
+def test_the_text_of_a_statement_names_the_quoted_schema(schema: str) -> None:
+    assert f"from {quote_ident(schema)}.migrations" in text("schema_revision", schema)
+
+
+def test_the_text_is_made_once() -> None:
+    assert text("schema_revision", "cached") is text("schema_revision", "cached")
+
+
+def test_an_unknown_statement_is_an_error_that_suggests_another() -> None:
+    with pytest.raises(
+        UnknownStatementError, match="no SQL statement called 'schema_revison'; did you mean schema_revision"
+    ):
+        text("schema_revison", "s")
+    with pytest.raises(KeyError):
+        statement("qqqqqqqqqqqqqqq")
+
+
+def test_statements_are_found_by_their_names() -> None:
+    assert all(name == found.name for name, found in statements().items())
+    assert statement("schema_revision").file == "schema.sql"
