@@ -27,7 +27,7 @@ async def test_the_shared_tool_finds_no_difference(empty_db: "Database", schema:
     await install(connection, schema)
     told = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, TOOL, empty_db.dsn, schema, "--without", "backfill_", "--check", PACKAGED],
+        [sys.executable, str(TOOL), empty_db.dsn, schema, "--without", "backfill_", "--check", str(PACKAGED)],
         capture_output=True,
         text=True,
         check=False,

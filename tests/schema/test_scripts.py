@@ -107,7 +107,7 @@ async def test_the_dlq_file_runs_on_an_empty_database_and_again(empty_db: "Datab
 async def test_the_dlq_file_can_be_renamed_by_sed(empty_db: "Database", name: str) -> None:
     renamed = await asyncio.to_thread(
         subprocess.run,
-        ["sed", f"s/graphile_worker/{name}/g", DLQ_FILE],
+        ["sed", f"s/graphile_worker/{name}/g", str(DLQ_FILE)],
         capture_output=True,
         text=True,
         check=True,

@@ -7,9 +7,18 @@ import asyncpg
 
 from backfill.errors import BackfillError, DatabaseError, SchemaError
 
-# The server said goodbye: 57P01 admin_shutdown, 57P02 crash_shutdown, 57P03 cannot_connect_now, 57P04 database_dropped,
-# 57P05 idle_session_timeout; 25P03 idle_in_transaction_session_timeout; the whole class 08 is about connections.
-_GOODBYES: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03"})
+# What asyncpg raises. InternalClientError too: a statement sent while the server's farewell is being read raises it.
+DRIVER_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    EOFError,
+)
+
+# The server said goodbye, or does not take us now: admin_shutdown, crash_shutdown, cannot_connect_now,
+# idle_session_timeout, idle_in_transaction_session_timeout, too_many_connections. The whole class 08 is about connections.
+_GOODBYES: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "53300"})
 
 # By SQLSTATE, first whole, then by its class (two characters).
 _REMEDIES: Final = {
@@ -32,19 +41,20 @@ _SCHEMA_STATES: Final = frozenset({"3F000", "42P01", "42883"})
 def is_connection_error(error: BaseException) -> bool:
     """Whether the error says that the connection is gone or could not be made, rather than that a statement failed.
 
-    A statement that was under way when this came may have been done or not.
+    A statement that was under way when this came may have been done or not. A timeout counts, since a server that takes
+    too long cannot be told from one that is gone.
     """
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         return state.startswith("08") or state in _GOODBYES
     if isinstance(error, asyncpg.InterfaceError):
-        # Raised for every use of a connection that is closed, or being closed; its other uses are programming errors.
+        # Raised for every use of a connection that has ended; its other causes, a closed pool too, are the caller's.
         words = str(error)
-        return "closed" in words or "closing" in words or "released back" in words
+        return "connection" in words and ("closed" in words or "closing" in words)
     if isinstance(error, DatabaseError):
         cause = error.__cause__
         return cause is not None and is_connection_error(cause)
-    return isinstance(error, OSError | EOFError)
+    return isinstance(error, OSError | EOFError | asyncpg.InternalClientError)
 
 
 def remedy(error: BaseException) -> str | None:
@@ -74,6 +84,7 @@ def translate(error: BaseException, doing: str) -> BackfillError:
     if isinstance(error, BackfillError):
         return error
     kind = SchemaError if getattr(error, "sqlstate", None) in _SCHEMA_STATES else DatabaseError
-    said = str(error) or type(error).__name__
+    # The driver's text has the server's detail and hint on lines of their own.
+    said = "; ".join(str(error).splitlines()) or type(error).__name__
     advice = remedy(error)
     return kind(f"{doing}: {said}" + (f" ({advice})" if advice else ""))

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from backfill.db.errors import is_connection_error
+from backfill.db.errors import DRIVER_ERRORS, is_connection_error
 from backfill.errors import DatabaseError
 from backfill.sql import text
 
@@ -98,7 +98,7 @@ class Listener:
             came_up = self.connected_count
             try:
                 await self._hold(await self._connect())
-            except (DatabaseError, OSError, EOFError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (DatabaseError, *DRIVER_ERRORS) as error:
                 log = logger.warning if self.connected_count > came_up or failures == 0 else logger.debug
                 log("LISTEN is down, polling goes on; will connect again: %s", str(error) or type(error).__name__)
             except Exception:
@@ -111,8 +111,9 @@ class Listener:
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: self._lost(ended))
         try:
-            for channel in (*self._channels, self._own_channel):
-                await connection.add_listener(channel, self._heard)
+            async with asyncio.timeout(self._check_timeout):
+                for channel in (*self._channels, self._own_channel):
+                    await connection.add_listener(channel, self._heard)
             await self._prove(connection)
             self._up()
             while True:
@@ -157,6 +158,8 @@ class Listener:
     def _up(self) -> None:
         self.proven = True
         self.connected_count += 1
+        if self.connected_count > 1:
+            logger.info("LISTEN is up again")
         self._became_proven.set()
         if self._on_up is not None:
             self._on_up()
@@ -179,7 +182,7 @@ def _pause(failures: int) -> float:
 async def _close(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     try:
         await connection.close(timeout=_CLOSE_TIMEOUT)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except DRIVER_ERRORS as error:
         if not is_connection_error(error):
             logger.warning("closing the connection that listens: %s", error)
         connection.terminate()

@@ -6,12 +6,12 @@ of a pool that a user brings along cannot change them.
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 import asyncpg.pool
 
-from backfill.db.errors import translate
+from backfill.db.errors import DRIVER_ERRORS, translate
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,6 +37,34 @@ WORKER_SETTINGS: Final[Mapping[str, str]] = {
 }
 
 
+class SessionConnection(asyncpg.Connection):  # type: ignore[type-arg,misc] # generic in its type stubs only
+    """A connection of a pool of ours, which can be told that its session is as it was.
+
+    A pool resets a session when a connection comes back, for whoever left a setting, a lock or a LISTEN behind. That is a
+    round trip: as much as adding a job takes.
+    """
+
+    _unchanged = False
+
+    def mark_unchanged(self) -> None:
+        """Only statements that leave the session as it was have run since this was acquired: it needs no reset."""
+        self._unchanged = True
+
+    def get_reset_query(self) -> str:
+        """What the pool sends when the connection comes back; nothing if it was said to be unchanged."""
+        if self._unchanged:
+            self._unchanged = False
+            return ""
+        return str(super().get_reset_query())
+
+
+def mark_unchanged(connection: Connection) -> None:
+    """Spare the reset of an acquired connection; of a pool that is not ours it takes place all the same."""
+    mark = getattr(connection, "mark_unchanged", None)
+    if mark is not None:
+        mark()
+
+
 def target(url: str) -> str:
     """Where a database URL leads, for messages: database, host and port, never user or password."""
     try:
@@ -44,7 +72,7 @@ def target(url: str) -> str:
         options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         host = options.get("host") or parts.hostname or "the default host"
         port = options.get("port") or parts.port
-        database = options.get("dbname") or options.get("database") or parts.path.lstrip("/")
+        database = options.get("dbname") or options.get("database") or unquote(parts.path.lstrip("/"))
     except ValueError:
         return "the database of the database URL"
     where = f"{host}:{port}" if port and not host.startswith("/") else host
@@ -80,7 +108,7 @@ async def connect(
         )
     except ValueError:
         raise _unreadable() from None  # the driver's message may quote the password
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, f"cannot connect to {target(url)}") from error
 
 
@@ -120,7 +148,7 @@ async def open_pool(
         )
     except ValueError:
         raise _unreadable() from None  # the driver's message may quote the password
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, f"cannot connect to {target(url)}") from error
 
 

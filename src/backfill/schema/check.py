@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import asyncpg
 
-from backfill.db import Connection, check_row_security, check_schema_name, translate
+from backfill.db import DRIVER_ERRORS, Connection, check_row_security, check_schema_name, translate
 from backfill.errors import SchemaError
 from backfill.schema.facts import our_facts, upstream_facts
 from backfill.schema.state import look
@@ -47,7 +47,7 @@ async def check(connection: Connection, schema: str) -> list[str]:
             for statement in statements().values()
             for problem in await prepare_problems(connection, statement, schema)
         ]
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, f"cannot check schema {schema!r}") from error
     return found
 

@@ -9,7 +9,7 @@ import logging
 
 import asyncpg
 
-from backfill.db import Connection, check_schema_name, quote_ident, translate
+from backfill.db import DRIVER_ERRORS, Connection, check_schema_name, quote_ident, translate
 from backfill.db.names import DEFAULT_SCHEMA
 from backfill.errors import SchemaError
 from backfill.schema.ddl import LOCK_CLASS, graphile_ddl, ledger_ddl, migration_ddl
@@ -60,7 +60,7 @@ async def install(connection: Connection, schema: str = DEFAULT_SCHEMA, owner: s
             except _CLASHES as error:
                 clash = error
                 state = await look(connection, schema)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, f"cannot install schema {schema!r}") from error
     raise SchemaError(
         f"cannot install schema {schema!r}: {clash}. Something else in it has a name that is needed; use another schema",
