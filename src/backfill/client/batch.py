@@ -19,38 +19,36 @@ from backfill.model import Enqueued, EnqueueOutcome, JobKeyMode, JobSpec
 JobTuple: TypeAlias = tuple[TaskName] | tuple[TaskName, Any] | tuple[TaskName, Any, JobSpec | None]
 """A job of a batch: task, payload (left out: ``{}``) and spec (left out: the defaults)."""
 
+# How much goes into one statement. PostgreSQL takes no message over 1 GB, and both sides hold it in memory.
 CHUNK_JOBS: Final = 5_000
-CHUNK_CHARACTERS: Final = 16_000_000  # PostgreSQL takes no message over 1 GB, and both sides hold it in memory
+CHUNK_CHARACTERS: Final = 16_000_000
+_JOB_CHARACTERS: Final = CHUNK_CHARACTERS // CHUNK_JOBS  # what a job counts for besides its payload
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Jobs without keys for one statement; the four lists of jobs run in parallel.
+    """Jobs without keys for one statement.
 
     Attributes:
         kinds: The kinds that occur.
-        numbers: For each job its kind, from 1.
-        payloads: For each job its payload.
-        positions: For each job its place in the batch, from 0.
+        jobs: Of each job the number of its kind (from 1), its payload, and its place in the batch (from 0).
     """
 
     kinds: list[Kind] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    payloads: list[str] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
+    jobs: list[tuple[int, str, int]] = field(default_factory=list)
 
     def args(self, notification: str | None) -> tuple[Any, ...]:
         """The arguments of ``insert_jobs``."""
-        columns = _columns((kind.task, kind.queue, *_settings(kind)) for kind in self.kinds)
-        return (*columns, self.numbers, self.payloads, notification)
+        kinds = _columns((kind.task, kind.queue, *_settings(kind)) for kind in self.kinds)
+        numbers, payloads, _ = zip(*self.jobs, strict=True)
+        return (*kinds, numbers, payloads, notification)
 
     def store(self, row: asyncpg.Record, outcomes: list[EnqueueOutcome | None]) -> None:
         """Put the outcomes of ``insert_jobs`` where they belong."""
-        created_at, kinds = row["created_at"], self.kinds
-        for job_id, number, payload, position in zip(
-            row["ids"], self.numbers, self.payloads, self.positions, strict=True
-        ):
-            outcomes[position] = Enqueued(kinds[number - 1].job(job_id, payload, created_at))
+        patterns = [kind.job(0, "", row["created_at"]) for kind in self.kinds]
+        for job_id, (number, payload, position) in zip(row["ids"], self.jobs, strict=True):
+            job = msgspec.structs.replace(patterns[number - 1], id=job_id, payload_text=payload)
+            outcomes[position] = Enqueued(job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +100,10 @@ def prepare(jobs: Iterable[JobTuple]) -> Batch:
         try:
             task, payload, spec = _parts(job)
             same = (task if isinstance(task, str) else id(task), id(spec))
-            if same not in known:
-                known[same] = (kind_of(task, spec), task, spec)
-            kind = known[same][0]
+            found = known.get(same)
+            if found is None:
+                found = known[same] = (kind_of(task, spec), task, spec)
+            kind = found[0]
             encoded = payload_text(payload)
         except InvalidJob as error:
             raise InvalidJob(f"job {position + 1} of the batch: {error}; no job was added") from error
@@ -129,13 +128,13 @@ def keyed_args(jobs: Iterable[Keyed]) -> tuple[Any, ...]:
 def pieces(jobs: list[Keyed]) -> Iterator[dict[str, Keyed]]:
     """The jobs by key, in their order, as many at a time as a statement takes."""
     piece: dict[str, Keyed] = {}
-    characters = 0
+    room = CHUNK_CHARACTERS
     for job in jobs:
-        if piece and (len(piece) >= CHUNK_JOBS or characters + len(job.payload) > CHUNK_CHARACTERS):
+        room -= len(job.payload) + _JOB_CHARACTERS
+        if piece and room < 0:
             yield piece
-            piece, characters = {}, 0
+            piece, room = {}, CHUNK_CHARACTERS - len(job.payload) - _JOB_CHARACTERS
         piece[str(job.kind.key)] = job
-        characters += len(job.payload)
     if piece:
         yield piece
 
@@ -143,35 +142,33 @@ def pieces(jobs: list[Keyed]) -> Iterator[dict[str, Keyed]]:
 class _Chunks:
     """Puts jobs into chunks, in their order."""
 
-    __slots__ = ("_numbers", "_room", "finished")
+    __slots__ = ("_chunk", "_numbers", "_room", "finished")
 
     def __init__(self) -> None:
         self.finished: list[Chunk] = []
+        self._chunk = Chunk()
         self._numbers: dict[int, int] = {}  # by the kind's identity: kinds are shared, and comparing them costs more
         self._room = 0
 
     def add(self, position: int, kind: Kind, payload: str) -> None:
-        self._room -= len(payload)
-        if self._room < 0 or len(self.finished[-1].payloads) >= CHUNK_JOBS:
-            self.finished.append(Chunk())
+        self._room -= len(payload) + _JOB_CHARACTERS
+        if self._room < 0:
+            self._chunk = Chunk()
+            self.finished.append(self._chunk)
             self._numbers = {}
-            self._room = CHUNK_CHARACTERS - len(payload)
-        chunk = self.finished[-1]
+            self._room = CHUNK_CHARACTERS - len(payload) - _JOB_CHARACTERS
         number = self._numbers.get(id(kind))
         if number is None:
-            chunk.kinds.append(kind)
-            number = self._numbers[id(kind)] = len(chunk.kinds)
-        chunk.numbers.append(number)
-        chunk.payloads.append(payload)
-        chunk.positions.append(position)
+            self._chunk.kinds.append(kind)
+            number = self._numbers[id(kind)] = len(self._chunk.kinds)
+        self._chunk.jobs.append((number, payload, position))
 
 
 def _parts(job: Any) -> tuple[TaskName, Any, JobSpec | None]:
-    """Task, payload and spec of one job of a batch."""
-    if not isinstance(job, tuple | list) or not 1 <= len(job) <= 3:
+    """Task, payload and spec of one job of a batch that may leave some out."""
+    if not isinstance(job, tuple) or not 1 <= len(job) <= 3:
         raise InvalidJob(f"write (task, payload, spec), not {job!r:.100}")
-    payload = job[1] if len(job) > 1 else msgspec.UNSET
-    return job[0], payload, job[2] if len(job) > 2 else None
+    return (*job, *(msgspec.UNSET, None)[len(job) - 1 :])
 
 
 def _settings(kind: Kind) -> tuple[Any, ...]:

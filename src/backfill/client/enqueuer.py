@@ -18,7 +18,7 @@ from backfill.client.doing import doing
 from backfill.client.enqueue import MOST_TRIES, add_keyed, build, inserted, lost_races, names_missing
 from backfill.client.notify import TRANSACTION_NOTIFICATION, Notifier, notification
 from backfill.client.rows import Kind, TaskName, kind_of, payload_text
-from backfill.db import Connection, Pool
+from backfill.db import Connection, Pool, mark_unchanged
 from backfill.model import EnqueueOutcome, JobKeyMode, JobSpec, TaskHandler, checked_int
 from backfill.sql import text
 
@@ -26,7 +26,7 @@ Interceptor: TypeAlias = Callable[[TaskName, Any, JobSpec | None], Awaitable[tup
 """Called before a job is checked and added: gives task, payload and spec as they are to be, or raises to refuse it."""
 
 _MOST_KNOWN: Final = 10_000
-_ASIDE_SECONDS: Final = 1.0
+_ASIDE_SECONDS: Final = 0.5
 _DEADLOCK_TRIES: Final = 5
 _MODES: Final = (JobKeyMode.REPLACE, JobKeyMode.PRESERVE_RUN_AT)
 
@@ -86,8 +86,11 @@ class Enqueuer:
         with doing(f"cannot enqueue {kind.task}"):
             async with self._pool.acquire() as own:
                 if kind.key is None:
-                    return await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
-                return await add_keyed(own, self._schema, kind, encoded)
+                    outcome = await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
+                else:
+                    outcome = await add_keyed(own, self._schema, kind, encoded)
+                mark_unchanged(own)
+                return outcome
 
     async def enqueue_task(
         self, task: TaskHandler, spec: JobSpec | None = None, *, connection: Connection | None = None
@@ -175,7 +178,7 @@ class Enqueuer:
     async def _write_alone(self, connection: Connection, batch: Batch) -> list[EnqueueOutcome]:
         """Add a batch in a transaction of its own, again when PostgreSQL ended it to resolve a deadlock."""
         await self._create_unknown(batch.kinds(), connection)
-        notify = notification(sum(len(chunk.payloads) for chunk in batch.chunks))
+        notify = notification(sum(len(chunk.jobs) for chunk in batch.chunks))
         if len(batch.chunks) == 1 and not batch.keyed:
             return await self._write(connection, batch, notify)  # one statement is a transaction
         for _ in range(_DEADLOCK_TRIES - 1):

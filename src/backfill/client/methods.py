@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from backfill.client.doing import doing
 from backfill.client.enqueuer import Enqueuer
@@ -33,8 +33,8 @@ class Client(Protocol):
 
 
 def adding(
-    function: Callable[Concatenate[Enqueuer, P], Awaitable[R]],
-) -> Callable[Concatenate[Client, P], Awaitable[R]]:
+    function: Callable[Concatenate[Enqueuer, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Client, P], Coroutine[Any, Any, R]]:
     """The method for a method of Enqueuer."""
 
     @functools.wraps(function)
@@ -45,8 +45,8 @@ def adding(
 
 
 def operation(
-    function: Callable[Concatenate[Connection, str, P], Awaitable[R]],
-) -> Callable[Concatenate[Client, P], Awaitable[R]]:
+    function: Callable[Concatenate[Connection, str, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Client, P], Coroutine[Any, Any, R]]:
     """The method for a function of connection and schema: it takes a connection from the client's pool."""
     what = f"cannot {function.__name__.replace('_', ' ')}"
 
