@@ -17,9 +17,11 @@ from backfill.errors import ConfigurationError
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
+    _Connection = asyncpg.Connection[asyncpg.Record]
 else:  # the classes are generic in their type stubs only
     Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
     Pool = asyncpg.Pool
+    _Connection = asyncpg.Connection
 
 APPLICATION_NAME: Final = "backfill"
 
@@ -37,7 +39,7 @@ WORKER_SETTINGS: Final[Mapping[str, str]] = {
 }
 
 
-class SessionConnection(asyncpg.Connection):  # type: ignore[type-arg,misc] # generic in its type stubs only
+class SessionConnection(_Connection):
     """A connection of a pool of ours, which can be told that its session is as it was.
 
     A pool resets a session when a connection comes back, for whoever left a setting, a lock or a LISTEN behind. That is a

@@ -1,0 +1,41 @@
+"""What a job costs: one statement, with nothing before or after it."""
+
+from typing import Any
+
+from backfill import BackfillClient, JobSpec
+
+
+async def sent_by(client: BackfillClient, what: Any) -> list[str]:
+    """Every query that the client's pool sends while `what` is awaited."""
+    sent: list[str] = []
+
+    def note(query: Any) -> None:
+        sent.append(query.query)
+
+    async with client.pool.acquire() as connection:
+        connection.add_query_logger(note)
+    sent.clear()
+    await what
+    async with client.pool.acquire() as connection:
+        connection.remove_query_logger(note)
+    return sent
+
+
+async def test_a_job_without_a_key_is_one_statement(client: BackfillClient) -> None:
+    await client.enqueue("known", {})
+    assert len(await sent_by(client, client.enqueue("known", {"n": 1}))) == 1
+
+
+async def test_a_job_with_a_key_is_one_statement(client: BackfillClient) -> None:
+    await client.enqueue("known", {})
+    sent = await sent_by(client, client.enqueue("known", {"n": 1}, JobSpec(job_key="k")))
+    assert len(sent) == 1
+
+
+async def test_a_session_that_a_user_changed_is_reset_all_the_same(client: BackfillClient) -> None:
+    async with client.pool.acquire() as connection:
+        await connection.execute("set application_name = 'changed'")
+        pid = connection.get_server_pid()
+    async with client.pool.acquire() as connection:
+        assert connection.get_server_pid() == pid
+        assert await connection.fetchval("show application_name") != "changed"
