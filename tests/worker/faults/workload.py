@@ -170,25 +170,35 @@ async def work_in_process(dsn: str, schema: str, ledger: str) -> None:
         await running
 
 
-def read_ledger(path: Path) -> dict[str, set[int]]:
-    """What the process noted: the numbers of jobs by what happened to them."""
-    noted: dict[str, set[int]] = {"begin": set(), "success": set(), "added": set()}
-    if path.exists():
-        for line in path.read_text(encoding="ascii").splitlines():
-            what, number = line.split()
-            noted[what].add(int(number))
-    return noted
+class Ledger:
+    """What a worker's process noted; survives its death.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def lines(self) -> list[str]:
+        """All of it, in order: what happened and the job's number."""
+        return self.path.read_text(encoding="ascii").splitlines() if self.path.exists() else []
+
+    def numbers(self, what: str) -> list[int]:
+        """The numbers of the jobs to which that happened, each as often as it did."""
+        return [int(line.removeprefix(what)) for line in self.lines if line.startswith(what)]
 
 
-def may_be(planned: Planned, noted: dict[str, set[int]]) -> set[str]:
+def may_be(planned: Planned, ledger: Ledger) -> set[str]:
     """Where a job may be after its worker was killed: still in the queue, or where it ends if it got there.
 
     Nowhere only if its handler is known to have succeeded, or nothing is known to have added it.
     """
     may = {"queue", planned.end}
-    if planned.end == "" and planned.number not in noted["success"]:
+    if planned.end == "" and planned.number not in ledger.numbers("success"):
         may.discard("")
-    if planned.arrival == "made by another" and planned.number not in noted["added"]:
+    if planned.arrival == "made by another" and planned.number not in ledger.numbers("added"):
         may.add("")
     if planned.arrival == "buried":
         may.add("dead")
