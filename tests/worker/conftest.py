@@ -71,7 +71,8 @@ class Sql:
         if queue is not None:
             await self.run(
                 "insert into graphile_worker._private_job_queues (queue_name)"
-                f" select distinct ({queue})::text from generate_series(1, $1::int) as n on conflict do nothing",
+                f" select distinct ({queue})::text from generate_series(1, $1::int) as n where ({queue}) is not null"
+                " on conflict do nothing",
                 count,
             )
             columns["job_queue_id"] = (
