@@ -260,6 +260,8 @@ class Worker:
             for job in lane.take_all():
                 self.releaser.settle(job, HandBack())
         await self._end_slots(deadline - min(_LAST_PHASE, total / 2))
+        if self.hurry.is_set():
+            deadline = min(deadline, time.monotonic() + _LAST_PHASE)
         for slot in self.slots:
             slot.cancel("stop")
         await self._slots_done(deadline - min(1.0, total / 4))
