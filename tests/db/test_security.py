@@ -23,7 +23,8 @@ async def role(db: "Database", superuser: asyncpg.Connection) -> AsyncIterator[s
     name, quoted, schema = f'ro"le {db.name}', quote_ident(f'ro"le {db.name}'), quote_ident(db.schema)
     await superuser.execute(
         f"create role {quoted}; grant usage on schema {schema} to {quoted};"
-        f"grant all on all tables in schema {schema} to {quoted}"
+        f"grant all on all tables in schema {schema} to {quoted};"
+        f"grant all on all sequences in schema {schema} to {quoted}"
     )
     yield name
     await superuser.execute(f"drop owned by {quoted} cascade; drop role {quoted}")
@@ -93,12 +94,15 @@ async def test_a_role_that_bypasses_row_security_may_work(
     await check_row_security(await act_as(db, role), db.schema)
 
 
+@pytest.mark.parametrize(
+    "right", ["delete on graphile_worker.backfill_dlq", "all on sequence graphile_worker.backfill_dlq_id_seq"]
+)
 async def test_rights_on_the_dead_letter_queue_are_needed_too(
-    db: "Database", superuser: asyncpg.Connection, owner: str, role: str
+    db: "Database", superuser: asyncpg.Connection, owner: str, role: str, right: str
 ) -> None:
     quoted = quote_ident(role)
     await superuser.execute(f"alter role {quoted} bypassrls")
-    await superuser.execute(with_schema(f"revoke delete on graphile_worker.backfill_dlq from {quoted}", db.schema))
+    await superuser.execute(with_schema(f"revoke {right} from {quoted}", db.schema))
     connection = await act_as(db, role)
     with pytest.raises(SchemaError, match="lacks rights on the dead letter queue") as caught:
         await check_row_security(connection, db.schema)

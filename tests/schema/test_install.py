@@ -250,6 +250,21 @@ async def test_additions_belong_to_the_owner_of_the_tables(empty_db: "Database",
     assert [row[0] for row in await connection.fetch(OWNERS, "jobs")] == [owner]
 
 
+async def test_additions_belong_to_the_installer_where_it_cannot_become_the_owner(
+    empty_db: "Database", empty_roles: "Roles"
+) -> None:
+    owner = await empty_roles.make()
+    connection = await empty_db.connect()
+    await install(connection, "jobs", owner=owner)
+    await connection.execute(with_schema(DROP_OURS, "jobs"))
+    role = await empty_roles.make(
+        "grant all on schema jobs to {role}", "grant all on all tables in schema jobs to {role}"
+    )
+    await connection.execute(f"set session authorization {quote_ident(role)}")
+    assert await install(connection, "jobs") == OURS
+    assert {row[0] for row in await connection.fetch(OWNERS, "jobs")} == {owner, role}
+
+
 async def test_a_role_without_the_right_to_install_may_use_what_is_installed(db: "Database", roles: "Roles") -> None:
     role = await roles.make(f"grant usage on schema {quote_ident(db.schema)} to {{role}}")
     await roles.superuser.execute(

@@ -14,11 +14,13 @@ select
         and has_table_privilege(dlq.oid, 'insert')
         and has_table_privilege(dlq.oid, 'update')
         and has_table_privilege(dlq.oid, 'delete')
+        and coalesce(has_sequence_privilege(dlq_ids.oid, 'usage'), true)
     ) as dlq_rights,
     current_setting('server_version_num')::int4 as server_version
 from pg_namespace as namespaces
 join pg_class as jobs on jobs.relnamespace = namespaces.oid and jobs.relname = '_private_jobs'
 left join pg_class as dlq on dlq.relnamespace = namespaces.oid and dlq.relname = 'backfill_dlq'
+left join pg_class as dlq_ids on dlq_ids.relnamespace = namespaces.oid and dlq_ids.relname = 'backfill_dlq_id_seq'
 where namespaces.nspname = $1::text
 
 -- name: prove_listen
@@ -135,7 +137,10 @@ select
     pg_get_userbyid(namespaces.nspowner)::text as schema_owner,
     pg_get_userbyid(jobs.relowner)::text as jobs_owner,
     (
-        pg_has_role(jobs.relowner, 'member')
+        case
+            when current_setting('server_version_num')::int4 >= 160000 then pg_has_role(jobs.relowner, 'set')
+            else pg_has_role(jobs.relowner, 'member')
+        end
         and has_schema_privilege(jobs.relowner, namespaces.oid, 'create')
     ) as jobs_owner_usable,
     current_user::text as current_role_name
