@@ -146,6 +146,7 @@ async def open_pool(
             max_size=max_size,
             timeout=connect_timeout,
             command_timeout=command_timeout,
+            connection_class=SessionConnection,
             server_settings={"application_name": APPLICATION_NAME, **(settings or {})},
         )
     except ValueError:

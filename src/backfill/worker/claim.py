@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from backfill.db import DRIVER_ERRORS
 from backfill.errors import BackfillError
 from backfill.worker.claimed import Claimed
 from backfill.worker.handler import Handler
@@ -143,7 +144,7 @@ class Claimer:
                 got = await self._round()
                 if not got and self._ask_due:
                     await self._learn_next_due()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BackfillError) as error:
+            except (*DRIVER_ERRORS, BackfillError) as error:
                 logger.warning("cannot claim jobs, will try again: %s", str(error) or type(error).__name__)
                 self.look()
                 await self._link.pause()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from backfill.db import is_connection_error
+from backfill.db import DRIVER_ERRORS, is_connection_error
 from backfill.sql import text
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Link:
 
         Raises:
             DatabaseError: There is no connection to be had.
-            asyncpg.PostgresError, asyncpg.InterfaceError, OSError: The statement failed; after an error that
+            one of DRIVER_ERRORS: The statement failed; after an error that
                 ``is_connection_error`` knows, whether it was carried out is not known.
         """
         connection = self._connection
@@ -74,7 +74,7 @@ class Link:
         if connection is not None and not connection.is_closed():
             try:
                 await connection.close(timeout=2.0)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except DRIVER_ERRORS:
                 connection.terminate()
 
     async def _open(self) -> "asyncpg.Connection[asyncpg.Record]":

@@ -11,9 +11,9 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
-import asyncpg
 import msgspec
 
+from backfill.db import DRIVER_ERRORS
 from backfill.errors import BackfillError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class DeadLetterScanner:
             began = time.monotonic()
             try:
                 await self.run_once()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BackfillError) as error:
+            except (*DRIVER_ERRORS, BackfillError) as error:
                 logger.warning("cannot scan for used-up jobs now: %s", error)
             pause = max(self._interval, _SHARE * (time.monotonic() - began))
             await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311 - spreads a fleet, no secret

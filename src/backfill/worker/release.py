@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from backfill.db import is_connection_error
+from backfill.db import DRIVER_ERRORS, is_connection_error
 from backfill.errors import BackfillError
 from backfill.worker.claimed import Claimed, Failure, HandBack, Outcome
 from backfill.worker.link import Link
@@ -113,7 +113,7 @@ class Releaser:
             statement, group = groups.pop(0)
             try:
                 left += await self._send(statement, group)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BackfillError) as error:
+            except (*DRIVER_ERRORS, BackfillError) as error:
                 if is_connection_error(error) or isinstance(error, BackfillError):
                     logger.warning("cannot release %d jobs, will try again: %s", len(group), error)
                     groups.insert(0, (statement, group))
