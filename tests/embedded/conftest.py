@@ -161,6 +161,15 @@ def until_process_ends(pid: int) -> Iterator[None]:
         os.close(descriptor)
 
 
+def wait_until_waited_for(lock: int) -> None:
+    """Wait until another process waits for a file that we have locked, as the kernel tells it."""
+    if sys.platform != "linux":
+        pytest.skip("asks /proc who waits for a lock")
+    inode = f":{os.fstat(lock).st_ino} "
+    while not any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines()):
+        pass
+
+
 def lives(pid: int) -> bool:
     """Say whether a process exists."""
     try:

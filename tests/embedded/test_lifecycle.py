@@ -1,19 +1,21 @@
 """Starting, sharing, restarting and leaving a server, without violence."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from tests.embedded.conftest import User, lives, query, until_supervisor_ends
+from tests.embedded.conftest import User, lives, query, until_supervisor_ends, wait_until_waited_for
 
 from backfill.embedded import EmbeddedServer
 from backfill.errors import ConfigurationError, DatabaseError
@@ -127,6 +129,55 @@ def test_starts_and_stops_race_with_the_removal_of_the_data(place: Path) -> None
 
     assert asyncio.run(race()) == [6, 6, 6]
     assert list(place.iterdir()) == []
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold a lock of a server's folder, in the place of another process."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def test_starters_take_turns(place: Path, user: Callable[..., User]) -> None:
+    home = place / "data"
+    home.mkdir(mode=0o711)
+    with locked(home / "start.lock") as lock:
+        one = user(home)
+        wait_until_waited_for(lock)
+        assert [path.name for path in home.iterdir()] == ["start.lock"]
+    assert query(one.wait_started().dsn, "select 1") == 1
+
+
+def test_who_waited_for_a_folder_that_was_removed_begins_again(place: Path, user: Callable[..., User]) -> None:
+    home = place / "data"
+    home.mkdir(mode=0o711)
+    (home / "start.lock").touch()
+    with locked(home / "users.lock") as lock:  # as a supervisor does while it stops the server
+        one = user(home)
+        wait_until_waited_for(lock)
+        home.rename(place / "removed")
+    one.wait_started()
+    assert query(one.dsn, "select 1") == 1
+    with EmbeddedServer(home) as server:
+        assert server.postmaster_pid == one.postmaster
+    assert {path.name for path in (place / "removed").iterdir()} == {"start.lock", "users.lock"}
+
+
+def test_a_start_after_the_folder_was_deleted_begins_again(place: Path) -> None:
+    with EmbeddedServer(place / "data", temporary=True) as server:
+        with until_supervisor_ends(place / "data"):
+            (place / "data").rename(place / "moved")
+            assert server.start().data_dir == place / "data"
+        # The end of the old server, which had no users any more, took nothing of the new one along.
+        assert query(server.dsn(), "select 1") == 1
+        assert (place / "data/pgdata").is_dir()
+
+
+def test_a_python_that_is_gone_is_an_error_and_no_endless_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(FileNotFoundError, match="python"):
+        EmbeddedServer().start()
 
 
 def test_settings_reach_the_server() -> None:

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
-from backfill.embedded import supervisor
+from backfill.embedded import remains, supervisor
 from backfill.embedded.account import Account, choose_account
 from backfill.embedded.binaries import usable_binaries
 from backfill.embedded.home import (
@@ -43,8 +43,17 @@ logger = logging.getLogger(__name__)
 
 SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?")
 OURS = frozenset({"listen_addresses", "port", "unix_socket_directories", "unix_socket_permissions", "data_directory"})
-# Imported rather than run as a script, so that its compiled form is used: that saves a tenth of the time of a warm start.
-BOOT = "import sys; sys.path.append(sys.argv.pop(1)); import supervisor; supervisor.main()"
+# Imports the supervisor's module as it is, compiled, but under packages that are empty: to run the real ones' code would
+# take more time than the whole rest of a warm start.
+BOOT = """
+import sys
+for name in ("backfill", "backfill.embedded"):
+    package = sys.modules[name] = type(sys)(name)
+    package.__path__ = []
+package.__path__.append(sys.argv.pop(1))
+from backfill.embedded import supervisor
+supervisor.main()
+"""
 NOTE_SECONDS = 10.0
 POLL_SECONDS = 0.002
 UNIX_PORT = 5432  # only a part of the socket's file name
@@ -113,21 +122,48 @@ class EmbeddedServer:
             account = choose_account(None if home is None else home / "pgdata")
             home = temporary_folder(account).resolve() if home is None else home
             make_home(home, account)
-            # The folder may be removed under us as long as we have no lease; then we begin again.
-            with contextlib.suppress(FileNotFoundError), descriptor(home / "start.lock") as starting:
+            starting = self._enter(home)
+            if starting is not None:
+                break
+        try:
+            self._start(home, account)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                self._leave(home)
+            self._forget()
+            raise
+        finally:
+            os.close(starting)
+        return self
+
+    def _enter(self, home: Path) -> int | None:
+        """Take start.lock, whose descriptor is returned, and a lease; None if the folder was removed meanwhile."""
+        users, start = home / "users.lock", home / "start.lock"
+        if self._lease is not None and not is_at(self._lease, users):
+            self._forget()
+        with contextlib.ExitStack() as opened:
+            try:
+                starting = open_lock(start)
+                opened.callback(os.close, starting)
                 fcntl.flock(starting, fcntl.LOCK_EX)
-                lease = self._lease if self._lease is not None else open_lock(home / "users.lock")
+                lease = self._lease
+                if lease is None:
+                    lease = open_lock(users)
+                    opened.callback(os.close, lease)
                 fcntl.flock(lease, fcntl.LOCK_SH)
-                self._home, self._lease = home, lease
-                if is_at(starting, home / "start.lock") and is_at(lease, home / "users.lock"):
-                    try:
-                        self._start(home, account)
-                    except BaseException:
-                        self._leave(home, lease)
-                        raise
-                    return self
-                os.close(lease)
-                self._home = self._lease = None
+            except FileNotFoundError:
+                return None
+            if not is_at(starting, start) or not is_at(lease, users):
+                return None
+            opened.pop_all()
+        self._home, self._lease = home, lease
+        return starting
+
+    def _forget(self) -> None:
+        """Close the lease, without a look at what becomes of the server."""
+        if self._lease is not None:
+            os.close(self._lease)
+        self._home = self._lease = None
 
     def stop(self) -> None:
         """Leave the server; the last user waits until it has ended. Does nothing if it was not started."""
@@ -136,10 +172,9 @@ class EmbeddedServer:
         try:
             with descriptor(self._home / "start.lock") as starting:
                 fcntl.flock(starting, fcntl.LOCK_EX)
-                self._leave(self._home, self._lease)
+                self._leave(self._home)
         except FileNotFoundError:  # somebody deleted the folder; the supervisor needs only our lease to end
-            os.close(self._lease)
-            self._home = self._lease = None
+            self._forget()
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Restart the PostgreSQL server under all its users; returns when it takes connections again.
@@ -282,11 +317,10 @@ class EmbeddedServer:
             raise DatabaseError(f"The embedded PostgreSQL server in {self._home} does not run: {reply['failure']}")
         self._report = reply
 
-    def _leave(self, home: Path, lease: int) -> None:
+    def _leave(self, home: Path) -> None:
         """Give the lease back, and see to it that a server without users ends; start.lock is held."""
         with descriptor(home / "users.lock") as users, descriptor(home / "supervisor.lock") as supervising:
-            os.close(lease)
-            self._home = self._lease = None
+            self._forget()
             while not lock_if_free(supervising, fcntl.LOCK_SH):
                 if lock_if_free(users, fcntl.LOCK_EX):
                     fcntl.flock(users, fcntl.LOCK_UN)  # nobody is left, and the supervisor is about to notice
@@ -296,9 +330,9 @@ class EmbeddedServer:
             self._reap()
             if lock_if_free(users, fcntl.LOCK_EX) and is_at(users, home / "users.lock"):
                 if self._temporary:
-                    supervisor.discard(str(home))  # its supervisor was killed
+                    remains.discard(str(home))  # its supervisor was killed
                 elif (home / "pgdata/postmaster.pid").exists():
-                    supervisor.end_leftovers(str(home / "pgdata"))
+                    remains.end_leftovers(str(home / "pgdata"))
 
     def _reap(self) -> None:
         if self._child is not None:

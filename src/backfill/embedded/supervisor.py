@@ -1,7 +1,7 @@
 """The process that owns an embedded PostgreSQL server.
 
-It runs outside the package, and imports only what it must: a warm start is mostly Python's own start. (pathlib,
-dataclasses, typing and shutil would double that; hence `os.path` here, and plain classes.)
+It imports only what it must, and is started without the rest of the package (`server.BOOT`): a warm start is mostly
+Python's own start. (pathlib, dataclasses, typing and shutil would double that; hence `os.path` here, and plain classes.)
 
 It is told everything by its one argument (`Spec`, as JSON) and inherits two descriptors: the locked supervisor.lock,
 and a listening unix socket. It makes the data directory where there is none, starts `postgres` as its own child, and
@@ -23,7 +23,7 @@ reason until the last user is gone, so that throw-away data is removed then too.
 only our own child, or a process whose command line says that it is `postgres` on our data directory.
 """
 
-# ruff: noqa: PTH102, PTH104, PTH105, PTH108, PTH110, PTH112, PTH114, PTH115, PTH118, PTH123, PTH202, PTH208 - see above
+# ruff: noqa: PTH102, PTH105, PTH104, PTH108, PTH110, PTH116, PTH118, PTH123, PTH202 - see above
 
 import ctypes
 import fcntl
@@ -37,6 +37,8 @@ import sys
 import threading
 import time
 
+from backfill.embedded.remains import discard, end_leftovers, remove_short_folder, remove_tree, take_over
+
 TYPE_CHECKING = False  # as typing's, which costs too much
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = {signal.SIGINT: 60.0, signal.SIGQUIT: 10.0}
-ORPHAN_PATIENCE_SECONDS = 30.0
 HASTY_ENDS = 5  # this many ends in a row, each within a second of being ready, are not repaired any more
 KEPT_LOG_BYTES = 10_000_000
 PR_SET_PDEATHSIG = 1
@@ -108,6 +109,8 @@ class Supervisor:
         self.spec = spec
         self.data = os.path.join(spec.home, "pgdata")
         self.server_log = os.path.join(spec.home, "server.log")
+        self.users_lock = os.path.join(spec.home, "users.lock")
+        self.users = os.open(self.users_lock, os.O_RDWR | os.O_CLOEXEC)
         self.listener = listener
         self.woken, self.waker = wakeup
         self.postmaster: subprocess.Popen[bytes] | None = None
@@ -123,15 +126,21 @@ class Supervisor:
         self._try(self._make_data, self._launch)
         self._serve()
         self._stop(signal.SIGQUIT if self.spec.temporary else signal.SIGINT)
-        if self.alone.is_set():
+        if self.alone.is_set() and self._is_at_home():
             if self.spec.temporary:
                 discard(self.spec.home)
             else:
                 remove_short_folder(self.spec.home)
 
+    def _is_at_home(self) -> bool:
+        """Say whether the folder is still ours: somebody may have deleted it, and another server made it anew."""
+        try:
+            return os.path.samestat(os.fstat(self.users), os.stat(self.users_lock))
+        except FileNotFoundError:
+            return False
+
     def _wait_for_last_user(self) -> None:
-        users = os.open(os.path.join(self.spec.home, "users.lock"), os.O_RDWR | os.O_CLOEXEC)
-        fcntl.flock(users, fcntl.LOCK_EX)
+        fcntl.flock(self.users, fcntl.LOCK_EX)
         self.alone.set()
         self.end()
 
@@ -320,104 +329,6 @@ def clean_environment() -> dict[str, str]:
         if name not in ("LANG", "LANGUAGE") and not name.startswith(("LC_", "PG"))
     }
     return {**kept, "TZ": "UTC"}
-
-
-def take_over(path: str) -> None:
-    """Write our pid into a stale lock file of PostgreSQL's, of which we know that no server stands behind it.
-
-    Its pid may be another process's by now, and PostgreSQL then refuses to start if that one has the same user. The pid
-    of its own parent it takes as stale. The rest of the file it still needs, to find the dead server's shared memory.
-    """
-    try:
-        with open(path, "r+", encoding="utf-8") as stream:
-            _, end, rest = stream.read().partition("\n")
-            stream.seek(0)
-            stream.write(f"{os.getpid()}{end or os.linesep}{rest}")
-            stream.truncate()
-    except FileNotFoundError:
-        return
-
-
-def end_leftovers(data: str) -> list[int]:
-    """End every process of a PostgreSQL server on `data`, and return their pids.
-
-    That is a postmaster whose supervisor was killed, which gets time to shut down in order, or the busy backends of one
-    that was killed itself: they would keep the data locked until their queries end.
-    """
-    found = server_processes(data)
-    for pid, is_postmaster in found.items():
-        if is_postmaster:
-            kill(pid, signal.SIGINT)
-    deadline = time.monotonic() + ORPHAN_PATIENCE_SECONDS
-    while any((left := server_processes(data)).values()) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-    while left:
-        for pid in left:
-            kill(pid, signal.SIGKILL)
-        time.sleep(POLL_SECONDS)
-        left = server_processes(data)
-    return list(found)
-
-
-def kill(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process that may have ended."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
-def server_processes(data: str) -> dict[int, bool]:
-    """Return the pids of live PostgreSQL processes whose data directory is `data`, and whether each is a postmaster.
-
-    On Linux these are all processes that work in that directory; elsewhere only postmasters, by their arguments.
-    """
-    found = {}
-    if sys.platform == "linux":
-        for name in os.listdir("/proc"):
-            if name.isdecimal():
-                try:
-                    if os.readlink(f"/proc/{name}/cwd") == data:
-                        with open(f"/proc/{name}/cmdline", "rb") as stream:
-                            program = stream.read().split(b"\0")[0]
-                        # Others call themselves "postgres: checkpointer" and the like.
-                        if program.endswith(b"/postgres") or program.startswith(b"postgres:"):
-                            found[int(name)] = program.endswith(b"/postgres")
-                except OSError:  # it ended, or is not ours to look at
-                    continue
-        return found
-    listed = subprocess.run(["ps", "-axww", "-o", "pid=,command="], capture_output=True, text=True, check=True)  # noqa: S607 - ps is where PATH says
-    for line in listed.stdout.splitlines():
-        pid, _, command = line.strip().partition(" ")
-        if f"/postgres -D {data} " in command:
-            found[int(pid)] = True
-    return found
-
-
-def discard(home: str) -> None:
-    """Remove a folder of throw-away data with all that belongs to it."""
-    end_leftovers(os.path.join(home, "pgdata"))
-    remove_short_folder(home)
-    # Renamed first: who waits for one of its locks must not find them again at their path.
-    removed = f"{home}.removed-{os.getpid()}"
-    os.rename(home, removed)
-    remove_tree(removed)
-
-
-def remove_short_folder(home: str) -> None:
-    """Remove the folder of the sockets if it is elsewhere, because the path of `home` is too long for them."""
-    link = os.path.join(home, "sockets")
-    if os.path.islink(link):
-        remove_tree(os.readlink(link))
-        os.unlink(link)
-
-
-def remove_tree(folder: str) -> None:
-    """Remove a folder and all below it, if it is there."""
-    import shutil  # noqa: PLC0415 - not needed at the start, see above
-
-    if os.path.isdir(folder):
-        shutil.rmtree(folder)
 
 
 def log(message: str) -> None:
