@@ -109,6 +109,8 @@ class _Decorator:
         self._settings = settings
 
     @overload
+    def __call__(self, fn: Callable[[], Any]) -> Task[Any]: ...
+    @overload
     def __call__(self, fn: Callable[[PayloadT], Any]) -> Task[PayloadT]: ...
     @overload
     def __call__(self, fn: Callable[[PayloadT, Any], Any]) -> Task[PayloadT]: ...
@@ -122,6 +124,8 @@ class _Decorator:
         return Task(fn, TaskOptions(identifier=identifier, where=where, **self._settings))
 
 
+@overload
+def task(identifier: Callable[[], Any], /) -> Task[Any]: ...
 @overload
 def task(identifier: Callable[[PayloadT], Any], /) -> Task[PayloadT]: ...
 @overload
