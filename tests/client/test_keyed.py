@@ -24,8 +24,9 @@ update graphile_worker._private_jobs set locked_at = now(), locked_by = 'w', att
 where id = (select id from graphile_worker._private_jobs where is_available order by id limit 1 for update skip locked)
 returning id, revision
 """
-FAIL = "update graphile_worker._private_jobs set locked_at = null, locked_by = null where id = $1"
-FINISH = "delete from graphile_worker._private_jobs where id = $1"
+HELD = "where id = (select id from graphile_worker._private_jobs where id = $1 for update skip locked) returning id"
+FAIL = f"update graphile_worker._private_jobs set locked_at = null, locked_by = null {HELD}"
+FINISH = f"delete from graphile_worker._private_jobs {HELD}"
 
 Add = Callable[[Any, JobSpec], Awaitable[EnqueueOutcome]]
 
@@ -183,20 +184,9 @@ async def test_no_payload_is_lost_between_adders_and_workers(
                 else:
                     assert mode is DEDUPE
 
-    async def worker(fails: bool) -> None:
-        mine = await session()
-        stopped = False
-        while not stopped:
-            stopping = done.is_set()
-            rows = await mine.rows(CLAIM)
-            seen.update((row["id"], row["revision"]) for row in rows)
-            for row in rows:
-                await mine.run(FAIL if fails and not stopping else FINISH, row["id"])
-            stopped = stopping and not rows
-
     async with asyncio.TaskGroup() as everybody:
         for fails in (False, False, True):
-            everybody.create_task(worker(fails))
+            everybody.create_task(_work(await session(), seen, done, fails))
         async with asyncio.TaskGroup() as adders:
             for who in range(4):
                 adders.create_task(adder(who))
@@ -206,6 +196,19 @@ async def test_no_payload_is_lost_between_adders_and_workers(
     assert lost == set()
     assert await raw.value("select count(*) from graphile_worker._private_jobs where is_available") == 0
     assert len(seen) > 3, "the workers must have been at it at the same time"
+
+
+async def _work(raw: "Raw", seen: set[tuple[int, int]], done: asyncio.Event, fails: bool) -> None:
+    """Run jobs as a worker does, without waiting for a row that an add has locked, until done and nothing is left."""
+    stopped = False
+    while not stopped:
+        stopping = done.is_set()
+        rows = await raw.rows(CLAIM)
+        seen.update((row["id"], row["revision"]) for row in rows)
+        for row in rows:
+            while await raw.value(FAIL if fails and not stopping else FINISH, row["id"]) is None:
+                pass
+        stopped = stopping and not rows
 
 
 async def _lose_races(raw: "Raw", times: int) -> None:

@@ -1,7 +1,7 @@
 """Many jobs, checked and arranged for as few statements as possible.
 
 Jobs without keys are cut into chunks; what jobs of a chunk have in common is kept once, as a ``Kind``. Jobs with keys are
-arranged by mode, then by queue and key, so that two batches lock the same rows in the same order.
+sorted by key, so that two batches come to the same rows in the same order.
 """
 
 from collections.abc import Iterable, Iterator
@@ -71,17 +71,21 @@ class Batch:
     Attributes:
         size: How many they are.
         chunks: Those without a key.
-        keyed: Those with a key, by mode.
+        keyed: Those with a key, in the order of the keys.
     """
 
     size: int
     chunks: list[Chunk]
-    keyed: dict[JobKeyMode, list[Keyed]]
+    keyed: list[Keyed]
 
     def kinds(self) -> list[Kind]:
         """All kinds, those of the keyed jobs included."""
-        plain = [kind for chunk in self.chunks for kind in chunk.kinds]
-        return plain + [job.kind for jobs in self.keyed.values() for job in jobs]
+        return [kind for chunk in self.chunks for kind in chunk.kinds] + [job.kind for job in self.keyed]
+
+    def mode(self) -> JobKeyMode | None:
+        """The mode that all keyed jobs have; None when they have several."""
+        modes = {job.kind.mode for job in self.keyed}
+        return modes.pop() if len(modes) == 1 else None
 
 
 def prepare(jobs: Iterable[JobTuple]) -> Batch:
@@ -116,11 +120,11 @@ def prepare(jobs: Iterable[JobTuple]) -> Batch:
             )
         else:
             keyed[kind.key] = Keyed(position, kind, encoded)
-    return Batch(position + 1, chunks.finished, _by_mode(keyed.values()))
+    return Batch(position + 1, chunks.finished, [keyed[key] for key in sorted(keyed)])
 
 
 def keyed_args(jobs: Iterable[Keyed]) -> tuple[Any, ...]:
-    """The arguments that ``add_keyed_jobs`` and ``add_deduped_jobs`` have in common."""
+    """The arguments that ``add_keyed_jobs`` and ``add_jobs_by_mode`` have in common."""
     kinds = [(job.kind, job.payload) for job in jobs]
     return _columns((kind.task, payload, kind.queue, *_settings(kind), kind.key) for kind, payload in kinds)
 
@@ -177,10 +181,3 @@ def _settings(kind: Kind) -> tuple[Any, ...]:
 
 def _columns(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Any], ...]:
     return tuple(list(column) for column in zip(*rows, strict=True))
-
-
-def _by_mode(jobs: Iterable[Keyed]) -> dict[JobKeyMode, list[Keyed]]:
-    by_mode: dict[JobKeyMode, list[Keyed]] = {}
-    for job in sorted(jobs, key=lambda job: (job.kind.queue or "", job.kind.key or "")):
-        by_mode.setdefault(job.kind.mode, []).append(job)
-    return by_mode

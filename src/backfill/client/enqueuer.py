@@ -1,8 +1,8 @@
 """Adding jobs through a pool: what a client and a worker's context share.
 
 A job is announced and its names are created as the modules ``notify`` and ``enqueue`` say. A batch is one transaction. It
-creates the names that it has not seen before in front of that transaction; should two batches still wait for each other,
-PostgreSQL ends one of them, which is then sent again from its beginning.
+creates the names that it has not seen before in front of that transaction, and goes through its keys in their order; should
+two still wait for each other, PostgreSQL ends one of them, which is then sent again from its beginning.
 """
 
 import contextlib
@@ -27,8 +27,7 @@ Interceptor: TypeAlias = Callable[[TaskName, Any, JobSpec | None], Awaitable[tup
 
 _MOST_KNOWN: Final = 10_000
 _ASIDE_SECONDS: Final = 0.5
-_DEADLOCK_TRIES: Final = 5
-_MODES: Final = (JobKeyMode.REPLACE, JobKeyMode.PRESERVE_RUN_AT)
+_BATCH_TRIES: Final = 5
 
 
 class Enqueuer:
@@ -176,13 +175,13 @@ class Enqueuer:
         raise names_missing([kind])
 
     async def _write_alone(self, connection: Connection, batch: Batch) -> list[EnqueueOutcome]:
-        """Add a batch in a transaction of its own, again when PostgreSQL ended it to resolve a deadlock."""
+        """Add a batch in a transaction of its own, again when PostgreSQL ended it because of others."""
         await self._create_unknown(batch.kinds(), connection)
         notify = notification(sum(len(chunk.jobs) for chunk in batch.chunks))
         if len(batch.chunks) == 1 and not batch.keyed:
             return await self._write(connection, batch, notify)  # one statement is a transaction
-        for _ in range(_DEADLOCK_TRIES - 1):
-            with contextlib.suppress(asyncpg.DeadlockDetectedError):
+        for _ in range(_BATCH_TRIES - 1):
+            with contextlib.suppress(asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
                 async with connection.transaction():
                     return await self._write(connection, batch, notify)
         async with connection.transaction():
@@ -193,12 +192,9 @@ class Enqueuer:
         outcomes: list[EnqueueOutcome | None] = [None] * batch.size
         for chunk in batch.chunks:
             await self._write_chunk(connection, chunk, notify, outcomes)
-        for mode in _MODES:
-            args = (mode is JobKeyMode.PRESERVE_RUN_AT,)
-            for piece in pieces(batch.keyed.get(mode, [])):
-                await self._write_keyed(connection, "add_keyed_jobs", piece, args, outcomes)
-        for piece in pieces(batch.keyed.get(JobKeyMode.UNSAFE_DEDUPE, [])):
-            await self._write_keyed(connection, "add_deduped_jobs", piece, (), outcomes)
+        mode = batch.mode()
+        for piece in pieces(batch.keyed):
+            await self._write_keyed(connection, piece, mode, outcomes)
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _write_chunk(
@@ -216,14 +212,16 @@ class Enqueuer:
     async def _write_keyed(
         self,
         connection: Connection,
-        name: str,
         left: dict[str, Keyed],
-        more: tuple[Any, ...],
+        mode: JobKeyMode | None,
         outcomes: list[EnqueueOutcome | None],
     ) -> None:
         """Add jobs with keys; those whose key's job was claimed at that moment are sent again."""
+        at_once = mode in {JobKeyMode.REPLACE, JobKeyMode.PRESERVE_RUN_AT}
+        sql = text("add_keyed_jobs" if at_once else "add_jobs_by_mode", self._schema)
         for _ in range(MOST_TRIES):
-            for row in await connection.fetch(text(name, self._schema), *keyed_args(left.values()), *more):
+            last = mode is JobKeyMode.PRESERVE_RUN_AT if at_once else [job.kind.mode.value for job in left.values()]
+            for row in await connection.fetch(sql, *keyed_args(left.values()), last):
                 left.pop(row["key"]).store(row, outcomes)
             if not left:
                 return

@@ -105,22 +105,29 @@ select
   join given on given.key = job.key
 -- include: names_of_job
 
--- name: add_deduped_jobs
--- Adds jobs with keys, all different, in the mode unsafe_dedupe: a job that is there with that key stays as it is and is
--- given back. flags: JSON objects.
+-- name: add_jobs_by_mode
+-- Adds jobs with keys, all different, each in its own mode, one after another in the order of the keys, as add_jobs goes
+-- through them, so that two batches do not wait for each other. A key without a row: as in add_keyed_jobs. flags: JSON
+-- objects.
 -- takes: tasks text[], payloads text[], queues text[], priorities int2[], run_ats timestamptz[], max_attempts int2[]
--- takes: flags text[], keys text[]
+-- takes: flags text[], keys text[], modes text[]
 -- gives: id int8, task_identifier text, queue_name text, payload text, priority int2, run_at timestamptz, attempts int2
 -- gives: max_attempts int2, last_error text, created_at timestamptz, updated_at timestamptz, key text
 -- gives: locked_at timestamptz, locked_by text, revision int4, flags text
 select
 -- include: keyed_job
-  from unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::timestamptz[], $6::int2[], $7::text[], $8::text[])
-       as given(task, payload, queue, priority, run_at, max_attempts, flags, key)
+  from (
+    select in_order.task, in_order.payload, in_order.queue, in_order.priority, in_order.run_at, in_order.max_attempts,
+           in_order.flags, in_order.key, in_order.mode
+      from unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::timestamptz[], $6::int2[], $7::text[], $8::text[],
+                  $9::text[])
+           as in_order(task, payload, queue, priority, run_at, max_attempts, flags, key, mode)
+     order by in_order.key
+  ) as given
  cross join lateral graphile_worker.add_job(
          identifier => given.task, payload => given.payload::json, queue_name => given.queue, run_at => given.run_at,
          max_attempts => given.max_attempts::int4, job_key => given.key, priority => given.priority::int4,
-         flags => array(select jsonb_object_keys(given.flags::jsonb)), job_key_mode => 'unsafe_dedupe') as job
+         flags => array(select jsonb_object_keys(given.flags::jsonb)), job_key_mode => given.mode) as job
 -- include: names_of_job
  where job.id is not null
 
