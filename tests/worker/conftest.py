@@ -208,8 +208,9 @@ def make_config(db: "Database") -> Callable[..., WorkerConfig]:
     """A function that gives a configuration for `db` with a poll an hour away; whatever needs a poll then fails."""
 
     def make(**settings: Any) -> WorkerConfig:
+        where = {"database_url": db.dsn, "schema": db.schema}
         defaults: Mapping[str, Any] = {"poll_interval": HOUR, "shutdown_timeout": timedelta(seconds=10)}
-        return WorkerConfig(database_url=db.dsn, schema=db.schema, **{**defaults, **settings})
+        return WorkerConfig(**{**where, **defaults, **settings})
 
     return make
 

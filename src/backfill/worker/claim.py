@@ -112,6 +112,11 @@ class Claimer:
         self._quiet_until.clear()
         self.look()
 
+    def look_and_ask(self) -> None:
+        """What a statement did is not known: there may be new jobs, freed queues, and due times that no timer is set for."""
+        self._ask_due = self._began_at is None
+        self.on_queue_freed()
+
     def compare(self) -> None:
         """Compare locks with memory before the next claim, when no claim is under way."""
         self._losses = -1
@@ -146,7 +151,7 @@ class Claimer:
                     await self._learn_next_due()
             except (*DRIVER_ERRORS, BackfillError) as error:
                 logger.warning("cannot claim jobs, will try again: %s", str(error) or type(error).__name__)
-                self.look()
+                self.look_and_ask()
                 await self._link.pause()
                 continue
             if got:

@@ -57,6 +57,7 @@ class Releaser:
         log_jobs: bool,
         on_released: Callable[[bool], None],
         on_retry: Callable[[float], None],
+        on_stale: Callable[[], None],
     ) -> None:
         """Prepare it; ``run`` is its life.
 
@@ -67,6 +68,8 @@ class Releaser:
             log_jobs: Log each completed job at INFO.
             on_released: Called after jobs were released; with True when a queue became free.
             on_retry: Called with the seconds until a failed job is due again.
+            on_stale: Called when outcomes met no row with their token: an earlier try of the same flush may have freed
+                queues and set times for retries, without a reply that said so.
         """
         self.held: dict[int, Claimed] = {}
         self.ran = 0
@@ -77,6 +80,7 @@ class Releaser:
         self._log_jobs = log_jobs
         self._on_released = on_released
         self._on_retry = on_retry
+        self._on_stale = on_stale
         self._settled: list[Settled] = []
         self._event = asyncio.Event()
         self._parked: list[Settled] = []
@@ -213,6 +217,8 @@ class Releaser:
                     "job %d (%s) done, attempt %d", job.id, job.handler.identifier, job.attempt, extra=_fields(job)
                 )
         self._on_released(freed)
+        if stale:
+            self._on_stale()
 
     def _report(self, job: Claimed, failure: Failure, row: asyncpg.Record) -> None:
         """Log a failed run, and let the worker know when it is due again."""

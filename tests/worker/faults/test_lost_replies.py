@@ -1,0 +1,130 @@
+"""Statements that were carried out although their reply was lost: nothing runs twice, nothing stays locked, nothing waits.
+
+The workers poll once an hour, so whatever is not started by a notification, a release or a timer fails its test.
+"""
+
+from datetime import timedelta
+from typing import Literal
+
+import pytest
+from tests.support.until import until
+from tests.worker.conftest import RunWorker, Sql
+from tests.worker.faults.conftest import Fault, Ran
+
+from backfill.client import BackfillClient
+from backfill.errors import ConnectionTimeout
+from backfill.model import JobSpec, RetryPolicy, task
+from backfill.worker import QueueConfig, WorkerContext
+
+SOON = RetryPolicy(3, 0.05, 0.05, 1.0, 0.0)
+LANES = {
+    "own lane": [QueueConfig.named_queue("serial"), QueueConfig.default_queue(4)],
+    "common lane": [QueueConfig.default_queue(4)],
+}
+
+
+@pytest.fixture(params=LANES)
+def lanes(request: pytest.FixtureRequest) -> list[QueueConfig]:
+    return LANES[request.param]
+
+
+async def is_empty(sql: Sql) -> bool:
+    return await sql.count() == 0
+
+
+async def test_the_next_job_of_a_queue_starts_although_the_release_s_reply_was_lost(
+    client: BackfillClient, sql: Sql, fault: Fault, run_worker: RunWorker, lanes: list[QueueConfig]
+) -> None:
+    ran = Ran()
+
+    @task("work")
+    async def work(number: int) -> None:
+        ran.note(number)
+
+    async with run_worker(work, database_url=fault.dsn, queue_configs=lanes):
+        fault.strike("release_completed")
+        await client.enqueue_many([("work", number, JobSpec(queue="serial")) for number in (1, 2)])
+        await ran.total(2)
+        await until(lambda: is_empty(sql), "both are released")
+    assert (ran.runs, fault.struck) == ({1: 1, 2: 1}, 1)
+
+
+async def test_a_retry_starts_at_its_time_although_the_release_s_reply_was_lost(
+    client: BackfillClient, sql: Sql, fault: Fault, run_worker: RunWorker, ran: Ran
+) -> None:
+    @task("work")
+    async def work(ctx: WorkerContext) -> None:
+        ran.note(ctx.attempt)
+        if ctx.attempt == 1:
+            raise ConnectionTimeout("once")
+
+    async with run_worker(work, database_url=fault.dsn):
+        fault.strike("release_failed")
+        await client.enqueue("work", spec=JobSpec(retry_policy=SOON))
+        await ran.total(2)
+        await until(lambda: is_empty(sql), "it is released")
+    assert (ran.runs, fault.struck) == ({1: 1, 2: 1}, 1)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_scheduled_job_starts_at_its_time_although_the_question_for_it_got_no_answer(
+    sql: Sql, fault: Fault, run_worker: RunWorker, ran: Ran, when: Literal["before", "after"]
+) -> None:
+    @task("work")
+    async def work(ctx: WorkerContext) -> None:
+        ran.note(ctx.attempt)
+
+    await sql.add("work", run_at=timedelta(seconds=0.5))
+    fault.strike("next_due", when)
+    async with run_worker(work, database_url=fault.dsn, ready=False):
+        await ran.total(1)
+        await until(lambda: is_empty(sql), "it is released")
+    assert fault.struck == 1
+
+
+@pytest.mark.parametrize("queue", [None, "serial"])
+async def test_jobs_of_a_claim_whose_reply_was_lost_are_handed_back_and_run_once(
+    client: BackfillClient, fault: Fault, run_worker: RunWorker, lanes: list[QueueConfig], queue: str | None
+) -> None:
+    ran = Ran()
+
+    @task("work")
+    async def work(number: int, ctx: WorkerContext) -> None:
+        ran.note((number, ctx.attempt))
+
+    async with run_worker(work, database_url=fault.dsn, queue_configs=lanes) as running:
+        fault.strike("claim_queue_head" if queue and len(lanes) > 1 else "claim_jobs")
+        await client.enqueue_many([("work", number, JobSpec(queue=queue)) for number in (1, 2, 3)])
+        await ran.total(3)
+    assert ran.runs == {(1, 1): 1, (2, 1): 1, (3, 1): 1}
+    assert running.worker.releaser.stale == 0
+    assert not await client.list_jobs()
+    assert fault.struck == 1
+
+
+async def test_a_claim_that_is_still_at_work_when_its_connection_is_lost_is_found(
+    sql: Sql, other: Sql, fault: Fault, run_worker: RunWorker, ran: Ran
+) -> None:
+    @task("work")
+    async def work(ctx: WorkerContext) -> None:
+        ran.note(ctx.attempt)
+
+    async def waits() -> int:
+        return int(
+            await other.value(
+                "select count(*) from pg_stat_activity where application_name = $1 and wait_event_type = 'Lock'",
+                f"{running.worker.id}:claim",
+            )
+        )
+
+    async with run_worker(work, database_url=fault.dsn) as running:
+        async with sql.connection.transaction():
+            await sql.run("lock table graphile_worker._private_jobs in access exclusive mode")
+            running.worker.claimer.look()
+            await until(waits, "the claim waits for the table")
+            await sql.add("work")
+            fault.proxy.cut("claim")
+            await until(lambda: len(fault.proxy.sessions) < 3, "its connection is gone")
+        await ran.total(1)
+        await until(lambda: is_empty(sql), "it is released")
+    assert ran.runs == {1: 1}
