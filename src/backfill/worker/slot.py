@@ -12,6 +12,8 @@ How a run ends, and what becomes of it:
   job that still runs must not start elsewhere.
 * cancelled by a stop of the worker: handed back, the attempt not counted. If it ended well all the same, completed.
 * cancelled because its claim was lost: handed back, which meets no row that still carries the claim.
+* cancelled by somebody else: handed back if the worker is about to stop (the loop ends); else the handler did it to itself,
+  and it failed.
 """
 
 import asyncio
@@ -63,6 +65,7 @@ class Slot:
         threads: Executor,
         settle: Callable[[Claimed, Outcome], None],
         wake: Callable[[], None],
+        is_stopping: Callable[[], bool],
     ) -> None:
         """Prepare it; ``run`` is its life.
 
@@ -73,6 +76,7 @@ class Slot:
             threads: Where plain functions run.
             settle: Takes a job and the outcome of its run.
             wake: Called when the lane may want another claim.
+            is_stopping: Whether the worker stops.
         """
         self.current: Claimed | None = None
         self.started_at = 0.0
@@ -83,6 +87,7 @@ class Slot:
         self._threads = threads
         self._settle = settle
         self._wake = wake
+        self._is_stopping = is_stopping
         self._cancelled_for: _Reason | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -117,25 +122,21 @@ class Slot:
                 continue
             self.current, self.started_at = job, started
             outcome = await self._execute(job)
-            if outcome is not None:
-                outcome = await self._after_failure(job, outcome)
+            if self._task is not None and (self._cancelled_for or self._task.cancelling()):
+                outcome = await self._after_cancel(job, self._task, outcome)
             self.current = None
             lane.ran(time.monotonic() - started)
             self._settle(job, outcome)
 
-    async def _after_failure(self, job: Claimed, outcome: Outcome) -> Outcome:
-        """What a failed run's outcome is if somebody cancelled it."""
-        task = asyncio.current_task()
-        if self._cancelled_for is None:
-            if task is not None and task.cancelling():  # not by us: the loop ends
-                self.stopping = True
-                return HandBack(RETURN_DELAY)
-            return outcome
-        reason, self._cancelled_for = self._cancelled_for, None
+    async def _after_cancel(self, job: Claimed, task: asyncio.Task[None], outcome: Outcome) -> Outcome:
+        """What a run's outcome is whose slot was cancelled meanwhile; the slot is then as if it never was."""
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0)  # where a cancellation that came too late is delivered
-        while task is not None and task.cancelling():
+        while task.cancelling():
             task.uncancel()
+        reason, self._cancelled_for = self._cancelled_for, None
+        if outcome is None or (reason is None and not self._is_stopping()):
+            return outcome
         if reason == "lost":
             logger.warning("job %d (%s) was cancelled: its claim had been taken away", job.id, job.handler.identifier)
         return HandBack(RETURN_DELAY)
@@ -155,7 +156,9 @@ class Slot:
                 await run
             else:
                 await _limited(run, timeout)
-        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - whatever it is, it fails this job alone
+        except (KeyboardInterrupt, GeneratorExit):  # meant for the process, and for this coroutine
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it fails this job alone
             return self._failure(job, error)
         return None
 
@@ -170,7 +173,7 @@ class Slot:
     async def _in_thread(self, job: Claimed, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Run a plain function in a thread and wait for its end, however often this is cancelled meanwhile."""
         context = contextvars.copy_context()
-        future = asyncio.get_running_loop().run_in_executor(self._threads, context.run, function, *arguments)
+        future = asyncio.get_running_loop().run_in_executor(self._threads, context.run, _call, function, arguments)
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
             try:
@@ -214,11 +217,25 @@ class _InContext:
                 step, value = self._coroutine.throw, error
 
 
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        function(*arguments)
+    except StopIteration as error:  # which no future can carry
+        raise RuntimeError("the handler raised StopIteration") from error
+
+
 async def _limited(run: Any, seconds: float) -> None:
+    """Await it, and raise JobTimeoutError if it took longer, even if it then ended well."""
     try:
         async with asyncio.timeout(seconds) as limit:
             await run
     except TimeoutError as error:
         if limit.expired():
-            raise JobTimeoutError(f"the job took longer than its time limit of {seconds:g} s") from error
+            raise _too_long(seconds) from error
         raise
+    if limit.expired():
+        raise _too_long(seconds)
+
+
+def _too_long(seconds: float) -> JobTimeoutError:
+    return JobTimeoutError(f"the job took longer than its time limit of {seconds:g} s")

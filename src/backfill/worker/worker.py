@@ -80,7 +80,6 @@ class Worker:
             log_jobs=config.log_jobs,
             on_released=self._on_released,
             on_retry=self._on_retry,
-            on_stale=self._on_stale,
         )
         self.claimer = Claimer(
             self._claim_link,
@@ -101,6 +100,7 @@ class Worker:
                 threads=self._threads,
                 settle=self.releaser.settle,
                 wake=self.claimer.wake,
+                is_stopping=lambda: self.claimer.stopping,
             )
             for lane in self.lanes
             for _ in range(lane.config.concurrency)
@@ -201,9 +201,6 @@ class Worker:
             self.claimer.look()
         elif self.releaser.is_stuck:
             self.claimer.wake()
-
-    def _on_stale(self) -> None:
-        self.claimer.look_and_ask()
 
     def _on_retry(self, seconds: float) -> None:
         if not self._drains:
