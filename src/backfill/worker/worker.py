@@ -80,6 +80,7 @@ class Worker:
             log_jobs=config.log_jobs,
             on_released=self._on_released,
             on_retry=self._on_retry,
+            on_stale=self._on_stale,
         )
         self.claimer = Claimer(
             self._claim_link,
@@ -201,6 +202,9 @@ class Worker:
             self.claimer.look()
         elif self.releaser.is_stuck:
             self.claimer.wake()
+
+    def _on_stale(self) -> None:
+        self.claimer.look_and_ask()
 
     def _on_retry(self, seconds: float) -> None:
         if not self._drains:
