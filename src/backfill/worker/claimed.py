@@ -30,6 +30,7 @@ class Claimed:
         priority: Its priority.
         due: Its run_at.
         requeued: Whether it is out of the dead letter queue.
+        released: Whether its row has been released, and only its queue has not.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Claimed:
         "lane",
         "priority",
         "queue_id",
+        "released",
         "requeued",
         "row",
         "token",
@@ -58,6 +60,7 @@ class Claimed:
         self.lane = lane
         self.handler = handler
         self.claimed_at = claimed_at
+        self.released = False
         self._extras: Extras | None = None
         self.requeued = has_extras(row[4]) and self.extras.dlq
 

@@ -38,6 +38,11 @@ class Link:
         self._prepared: dict[str, PreparedStatement[asyncpg.Record]] = {}
         self._failures = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._connection is not None and not self._connection.is_closed()
+
     async def fetch(self, name: str, *args: Any) -> list[asyncpg.Record]:
         """The rows of a named statement.
 

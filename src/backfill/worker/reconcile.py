@@ -6,10 +6,10 @@ for hours, so they are handed back. The other way round, a job in memory whose t
 away from us (an operator unlocked it), and its handler is cancelled.
 
 No claim may be under way meanwhile: its jobs would look like nobody's. So the claimer itself calls this between two claims.
-And a statement of the lost connection may still be at work on the server: first its backend must be done.
+And a claim that the lost connection sent may still be at work on the server, or not even have arrived there: so first
+its backend is ended, and with it all that it has not committed.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -20,8 +20,7 @@ from backfill.worker.claimed import Claimed
 
 logger = logging.getLogger(__name__)
 
-_LOOKS: Final = 50  # for the end of the old backend
-_BETWEEN_LOOKS: Final = 0.1  # seconds
+_PATIENCE: Final = 5_000  # milliseconds for the end of a backend
 
 
 async def reconcile(
@@ -29,7 +28,7 @@ async def reconcile(
     schema: str,
     *,
     worker_id: str,
-    application_name: str,
+    lost_connection: str | None,
     held: dict[int, Claimed],
     on_lost: Callable[[Claimed], None],
 ) -> int:
@@ -39,7 +38,7 @@ async def reconcile(
         pool: Connections that are not the claims' own.
         schema: The schema.
         worker_id: This worker.
-        application_name: Of the connection that claims; it must not have a statement under way.
+        lost_connection: The application_name of the connection that claimed and was lost; None if it was not lost.
         held: What the worker holds, by id.
         on_lost: Called for each job that it held before and whose row no longer carries its token.
 
@@ -50,10 +49,8 @@ async def reconcile(
         asyncpg.PostgresError, OSError: The database did not answer; nothing was changed.
     """
     before = dict(held)
-    for _ in range(_LOOKS):
-        if not await pool.fetchval(text("busy_backends", schema), application_name):
-            break
-        await asyncio.sleep(_BETWEEN_LOOKS)
+    if lost_connection is not None:
+        await pool.fetchval(text("end_backends", schema), lost_connection, _PATIENCE)
     rows = await pool.fetch(text("locks_of_worker", schema), worker_id)
     ours = {(job.id, job.token) for job in held.values()} | {(job.id, job.token) for job in before.values()}
     tokens = {token for _, token in ours}

@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 _BATCH: Final = 1000  # outcomes a statement carries at most
 _PARKED_PAUSES: Final = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # seconds
+# Conflicts of transactions, lack of memory or disk, orders of an operator, errors of the system; and: the server takes no
+# writes for now, no lock within lock_timeout.
+_PASSING_CLASSES: Final = frozenset({"40", "53", "57", "58"})
+_PASSING_STATES: Final = frozenset({"25006", "55P03"})
 _STUCK: Final = 5_000  # unreleased outcomes from which on claiming waits
 
 Settled = tuple[Claimed, Outcome]
@@ -113,32 +117,39 @@ class Releaser:
     async def _release(self, batch: list[Settled]) -> None:
         left: list[Settled] = []
         groups = _groups(batch)
-        while groups:
-            statement, group = groups.pop(0)
-            try:
-                left += await self._send(statement, group)
-            except (*DRIVER_ERRORS, BackfillError) as error:
-                if is_connection_error(error) or isinstance(error, BackfillError):
-                    logger.warning("cannot release %d jobs, will try again: %s", len(group), error)
-                    groups.insert(0, (statement, group))
-                    await self._link.pause()
-                elif len(group) > 1:
-                    half = len(group) // 2
-                    groups[:0] = [(statement, group[:half]), (statement, group[half:])]
-                else:
-                    left += await self._refused(statement, group[0], error)
-            except asyncio.CancelledError:
-                self._settled[:0] = [*left, *group, *(one for _, rest in groups for one in rest)]
-                raise
+        try:
+            while groups:
+                left += await self._release_first(groups)
+        except BaseException:  # cancelled, or unforeseen: nothing is forgotten
+            self._settled[:0] = [*left, *(settled for _, group in groups for settled in group)]
+            raise
         if left:
             self._park(left)
-        else:
+        elif not self._parked:
             self._parked_rounds = 0
+
+    async def _release_first(self, groups: list[tuple[str, list[Settled]]]) -> list[Settled]:
+        """Send the first group and take it off the list, or halve it if it is refused; what to send again later is returned."""
+        statement, group = groups[0]
+        try:
+            left = await self._send(statement, group)
+        except (*DRIVER_ERRORS, BackfillError) as error:
+            if is_connection_error(error) or isinstance(error, BackfillError):
+                logger.warning("cannot release %d jobs, will try again: %s", len(group), error)
+                await self._link.pause()
+                return []
+            if len(group) > 1:
+                half = len(group) // 2
+                groups[:1] = [(statement, group[:half]), (statement, group[half:])]
+                return []
+            left = await self._refused(statement, group[0], error)
+        del groups[0]
+        return left
 
     async def _refused(self, statement: str, settled: Settled, error: Exception) -> list[Settled]:
         """One outcome that the database does not take: keep the job, without its dead letter if that was the reason."""
         job, outcome = settled
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, Failure) and not _will_pass(error):
             logger.error(
                 "job %d (%s) failed, and the database refused to take it into the dead letter queue: %s."
                 " It stays in the queue, used up; after mending the cause, run process_failed_jobs",
@@ -148,7 +159,7 @@ class Releaser:
             )
             try:
                 return await self._send(statement, [settled], bury=False)
-            except asyncpg.PostgresError as again:
+            except (*DRIVER_ERRORS, BackfillError) as again:
                 error = again
         logger.error("job %d (%s) cannot be released, will try again: %s", job.id, job.handler.identifier, error)
         return [settled]
@@ -165,9 +176,8 @@ class Releaser:
                 [outcome.delay if isinstance(outcome, HandBack) else 0.0 for _, outcome in group],
             )
         row = (await self._link.fetch(statement, *args))[0]
-        left = [] if (row["released"], row["freed"]) == (len(group), queues) else await self._still_held(group, args)
-        self._done(group, left, released=row["released"], freed=row["freed"] > 0)
-        return left
+        whole = (row["released"], row["freed"]) == (len(group), queues)
+        return await self._done(group, args, released=row["released"], whole=whole)
 
     async def _send_failed(self, group: Sequence[Settled], args: tuple[Any, ...], bury: bool) -> list[Settled]:
         failures = [outcome for _, outcome in group if isinstance(outcome, Failure)]
@@ -184,41 +194,51 @@ class Releaser:
         )
         freed = rows[0]["freed"] if rows else 0
         whole = len(rows) == len(group) and freed == len(args[0])
-        left = [] if whole else await self._still_held(group, args)
         verdicts = {row["job_id"]: row for row in rows}
         for job, outcome in group:
             if job.id in verdicts and isinstance(outcome, Failure):
                 self._report(job, outcome, verdicts[job.id])
-        self._done(group, left, released=len(rows), freed=freed > 0)
-        return left
+        return await self._done(group, args, released=len(rows), whole=whole)
 
-    async def _still_held(self, group: Sequence[Settled], args: tuple[Any, ...]) -> list[Settled]:
-        """The outcomes whose job or queue still carries the token: somebody else has the row locked for now."""
-        rows = await self._link.fetch("still_held", *args[:4])
+    async def _done(
+        self, group: Sequence[Settled], args: tuple[Any, ...], *, released: int, whole: bool
+    ) -> list[Settled]:
+        """Forget what was released or taken away; what is still ours, since somebody else has its row locked, is returned.
+
+        Args:
+            group: The outcomes that were sent.
+            args: Their queues, jobs and tokens.
+            released: How many jobs' rows were written.
+            whole: Whether these were all jobs and all queues.
+        """
+        rows = [] if whole else await self._link.fetch("still_held", *args[:4])
         jobs = {row["job_id"] for row in rows if row["job_id"] is not None}
         queues = {row["queue_id"] for row in rows if row["queue_id"] is not None}
-        return [(job, outcome) for job, outcome in group if job.id in jobs or job.queue_id in queues]
-
-    def _done(self, group: Sequence[Settled], left: list[Settled], *, released: int, freed: bool) -> None:
-        waiting = {id(job) for job, _ in left}
-        stale = max(0, len(group) - len(left) - released)
-        if stale:
+        stale = sum(not job.released for job, _ in group) - released - len(jobs)
+        if stale > 0:
             self.stale += stale
             logger.info("%d of %d outcomes met no claim of theirs: released before, or taken away", stale, len(group))
+        left: list[Settled] = []
         for job, outcome in group:
-            if id(job) in waiting:
-                continue
-            if self.held.get(job.id) is job:
-                del self.held[job.id]
-            if not isinstance(outcome, HandBack):
-                self.ran += 1
-            if self._log_jobs and outcome is None:
-                logger.info(
-                    "job %d (%s) done, attempt %d", job.id, job.handler.identifier, job.attempt, extra=_fields(job)
-                )
-        self._on_released(freed)
-        if stale:
+            job.released = job.id not in jobs
+            if job.id in jobs or job.queue_id in queues:
+                left.append((job, outcome))
+            else:
+                self._forget(job, outcome)
+        self._on_released(any(job.queue_id is not None and job.queue_id not in queues for job, _ in group))
+        if stale > 0:
             self._on_stale()
+        return left
+
+    def _forget(self, job: Claimed, outcome: Outcome) -> None:
+        if self.held.get(job.id) is job:
+            del self.held[job.id]
+        if not isinstance(outcome, HandBack):
+            self.ran += 1
+        if self._log_jobs and outcome is None:
+            logger.info(
+                "job %d (%s) done, attempt %d", job.id, job.handler.identifier, job.attempt, extra=_fields(job)
+            )
 
     def _report(self, job: Claimed, failure: Failure, row: asyncpg.Record) -> None:
         """Log a failed run, and let the worker know when it is due again."""
@@ -262,6 +282,12 @@ class Releaser:
         parked, self._parked = self._parked, []
         self._settled += parked
         self._event.set()
+
+
+def _will_pass(error: Exception) -> bool:
+    """Whether it is a trouble of the database's, not of the outcome: a conflict, a lack of room, a limit of time."""
+    state = getattr(error, "sqlstate", None) or ""
+    return state[:2] in _PASSING_CLASSES or state in _PASSING_STATES
 
 
 def _groups(batch: Sequence[Settled]) -> list[tuple[str, list[Settled]]]:

@@ -200,8 +200,8 @@ class Worker:
             self.claimer.on_queue_freed()
         elif self._drains:
             self.claimer.look()
-        elif self.releaser.is_stuck:
-            self.claimer.wake()
+        else:
+            self.claimer.wake()  # it may have waited for room among the outcomes
 
     def _on_stale(self) -> None:
         self.claimer.look_and_ask()
@@ -221,7 +221,7 @@ class Worker:
             self._client.pool,
             self._config.schema,
             worker_id=self.id,
-            application_name=f"{self.id}:claim",
+            lost_connection=None if self._claim_link.is_open else f"{self.id}:claim",
             held=self.releaser.held,
             on_lost=lost,
         )
