@@ -125,6 +125,10 @@ class Session:
             if writer is not None:
                 writer.transport.abort()
 
+    def hang_up(self) -> None:
+        """Break the client's connection only: what it has sent is still on its way to the server."""
+        self._to_client.transport.abort()
+
     async def run(self) -> None:
         """Pass messages on until one side ends."""
         self._from_server, self._to_server = await self._proxy.connect()

@@ -299,9 +299,11 @@ select extract(epoch from min(soon.run_at) - clock_timestamp())::float8 as secon
 -- name: locks_of_worker
 -- Every job and queue that a worker's claims hold, by their tokens. No index leads to locks: asked only after a reconnect
 -- and seldom else.
+-- keyed: whether the job had a key when it was claimed. One that was changed since its claim had one, and has lost it.
 -- takes: worker_id text
 -- gives: job_id int8, queue_id int4, token text, keyed bool
-select jobs.id as job_id, jobs.job_queue_id as queue_id, jobs.locked_by as token, jobs.key is not null as keyed
+select jobs.id as job_id, jobs.job_queue_id as queue_id, jobs.locked_by as token,
+       jobs.key is not null or jobs.updated_at > jobs.locked_at as keyed
   from graphile_worker._private_jobs as jobs
  where starts_with(jobs.locked_by, $1::text || '/')
 union all
@@ -309,15 +311,14 @@ select null, queues.id, queues.locked_by, false
   from graphile_worker._private_job_queues as queues
  where starts_with(queues.locked_by, $1::text || '/')
 
--- name: busy_backends
--- How many backends of that application name are working on a statement.
--- takes: application_name text
+-- name: end_backends
+-- Ends the backends of that application name, and waits for their end up to $2 milliseconds each: how many there were.
+-- takes: application_name text, patience int8
 -- gives: backends int8
-select count(*) as backends
+select count(pg_terminate_backend(pid, $2::int8)) as backends
   from pg_stat_activity
  where application_name = $1::text
    and pid <> pg_backend_pid()
-   and state is distinct from 'idle'
 
 -- name: database_time
 -- The database's clock: the time that decides what is due.

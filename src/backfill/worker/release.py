@@ -236,9 +236,7 @@ class Releaser:
         if not isinstance(outcome, HandBack):
             self.ran += 1
         if self._log_jobs and outcome is None:
-            logger.info(
-                "job %d (%s) done, attempt %d", job.id, job.handler.identifier, job.attempt, extra=_fields(job)
-            )
+            logger.info("job %d (%s) done, attempt %d", job.id, job.handler.identifier, job.attempt, extra=_fields(job))
 
     def _report(self, job: Claimed, failure: Failure, row: asyncpg.Record) -> None:
         """Log a failed run, and let the worker know when it is due again."""

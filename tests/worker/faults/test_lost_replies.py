@@ -3,10 +3,12 @@
 The workers poll once an hour, so whatever is not started by a notification, a release or a timer fails its test.
 """
 
+import asyncio
 from datetime import timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pytest
+from tests.support.proxy import Proxy, Sent, Session
 from tests.support.until import until
 from tests.worker.conftest import RunWorker, Sql
 from tests.worker.faults.conftest import Fault, Ran
@@ -14,7 +16,11 @@ from tests.worker.faults.conftest import Fault, Ran
 from backfill.client import BackfillClient
 from backfill.errors import ConnectionTimeout
 from backfill.model import JobSpec, RetryPolicy, task
+from backfill.sql import text
 from backfill.worker import QueueConfig, WorkerContext
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
 
 SOON = RetryPolicy(3, 0.05, 0.05, 1.0, 0.0)
 LANES = {
@@ -102,6 +108,31 @@ async def test_jobs_of_a_claim_whose_reply_was_lost_are_handed_back_and_run_once
     assert fault.struck == 1
 
 
+async def test_a_job_that_was_superseded_while_its_claim_was_in_doubt_is_not_run(
+    client: BackfillClient, db: "Database", sql: Sql, run_worker: RunWorker, ran: Ran
+) -> None:
+    @task("work")
+    async def work(payload: str) -> None:
+        ran.note(payload)
+
+    def rule(sent: Sent) -> Literal["after"] | None:
+        is_claim = (sent.kind, sent.sql) == ("S", text("claim_jobs", db.schema))
+        return "after" if is_claim and asked.is_set() and not claimed.is_set() else None
+
+    async def supersede(session: Session) -> None:
+        claimed.set()
+        await client.enqueue("work", "new", JobSpec(job_key="key"))
+        session.cut()
+
+    asked, claimed = asyncio.Event(), asyncio.Event()
+    async with Proxy(db.dsn, rule, supersede) as proxy, run_worker(work, database_url=proxy.dsn):
+        asked.set()
+        await client.enqueue("work", "old", JobSpec(job_key="key"))
+        await claimed.wait()
+        await until(lambda: is_empty(sql), "both are gone")
+    assert ran.runs == {"new": 1}
+
+
 async def test_a_claim_that_is_still_at_work_when_its_connection_is_lost_is_found(
     sql: Sql, other: Sql, fault: Fault, run_worker: RunWorker, ran: Ran
 ) -> None:
@@ -128,3 +159,40 @@ async def test_a_claim_that_is_still_at_work_when_its_connection_is_lost_is_foun
         await ran.total(1)
         await until(lambda: is_empty(sql), "it is released")
     assert ran.runs == {1: 1}
+
+
+async def test_a_claim_that_arrives_after_its_connection_was_lost_takes_nothing(
+    db: "Database", sql: Sql, run_worker: RunWorker, ran: Ran
+) -> None:
+    late, go_on = asyncio.Event(), asyncio.Event()
+
+    @task("work")
+    async def work(ctx: WorkerContext) -> None:
+        ran.note(ctx.job.id)
+
+    def rule(sent: Sent) -> Literal["before"] | None:
+        is_claim = (sent.kind, sent.sql) == ("B", text("claim_jobs", db.schema))
+        return "before" if is_claim and asked.is_set() and not late.is_set() else None
+
+    async def delay(session: Session) -> None:
+        late.set()
+        session.hang_up()
+        await go_on.wait()
+
+    asked = asyncio.Event()
+    async with Proxy(db.dsn, rule, delay) as proxy, run_worker(work, database_url=proxy.dsn) as running:
+        asked.set()
+        first = await sql.add("work")
+        await late.wait()
+        await ran.total(1)  # through a new connection
+        (second,) = await sql.add_many(1, "work")  # nobody is told
+        go_on.set()
+        await until(lambda: claims_through(proxy) == 1, "the old claim has arrived")
+        running.worker.claimer.look()
+        await ran.total(2)
+        await until(lambda: is_empty(sql), "both are released")
+    assert ran.runs == {first: 1, second: 1}
+
+
+def claims_through(proxy: Proxy) -> int:
+    return sum(session.role == "claim" for session in proxy.sessions)
