@@ -13,6 +13,7 @@ import pytest
 
 from backfill import BackfillClient, Enqueued, JobSpec, Priority, Queue, RetryPolicy, TaskHandler, task
 from backfill.client import Enqueuer, build_enqueue
+from backfill.client.batch import JobTuple
 from backfill.errors import ConfigurationError, DatabaseError, InvalidJob
 from backfill.sql import text
 
@@ -177,17 +178,31 @@ async def test_a_job_arrives_though_its_names_were_collected_between_two_adds(
     assert (job["task"], job["queue"], job["payload"]) == ("t", "q", "2")
 
 
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [("t", 1)],
+        [("t", 1, JobSpec(job_key="k"))],
+        [("t", 1), ("u", 2)],
+        [("t", 1, JobSpec(job_key="k")), ("u", 2, JobSpec(job_key="l"))],
+        [("t", 1, JobSpec(job_key="k")), ("u", 2, JobSpec(job_key="l", job_key_mode="unsafe_dedupe"))],
+    ],
+)
 async def test_an_open_transaction_keeps_its_task_from_our_collection(
-    client: BackfillClient, raw: "Raw", other: "Raw"
+    client: BackfillClient, raw: "Raw", other: "Raw", jobs: list[JobTuple]
 ) -> None:
-    await client.enqueue("t", 0)
+    await client.enqueue_many([("t",), ("u",)])
     await raw.run("delete from graphile_worker._private_jobs")
     transaction = raw.connection.transaction()
     await transaction.start()
-    made = (await client.enqueue("t", 1, connection=raw.connection)).unwrap()
-    assert list((await client.cleanup(["GC_TASK_IDENTIFIERS"])).values()) == [0]
+    if len(jobs) == 1:
+        await client.enqueue(*jobs[0], connection=raw.connection)
+    else:
+        await client.enqueue_many(jobs, connection=raw.connection)
+    collected = await client.cleanup(["GC_TASK_IDENTIFIERS"])
     await transaction.commit()
-    assert (await other.job(made.id))["task"] == "t"
+    assert list(collected.values()) == [2 - len(jobs)]
+    assert [job["task"] for job in await other.jobs()] == ["t", "u"][: len(jobs)]
 
 
 async def test_twenty_first_adders_at_once(db: "Database", raw: "Raw") -> None:

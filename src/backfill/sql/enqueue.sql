@@ -11,6 +11,10 @@ job.id, coalesce(tasks.identifier, given.task) as task_identifier,
 left join graphile_worker._private_tasks as tasks on tasks.id = job.task_id
   left join graphile_worker._private_job_queues as queues on queues.id = job.job_queue_id
 
+-- fragment: tasks_held
+-- True. Holds the rows of the tasks in the CTE `held` until the commit, as insert_job does; looked at before anything else.
+(select count(*) from held) is not null
+
 -- name: insert_job
 -- Adds one job without a key and, when the job is due by now, sends the notification given ($8; null = none).
 -- No row: the task or the queue has no row; create them and send this again. The task is found by its name each time,
@@ -70,6 +74,9 @@ select array_agg(made.id order by made.id) as ids, min(made.created_at) as creat
 -- gives: id int8, task_identifier text, queue_name text, payload text, priority int2, run_at timestamptz, attempts int2
 -- gives: max_attempts int2, last_error text, created_at timestamptz, updated_at timestamptz, key text
 -- gives: locked_at timestamptz, locked_by text, revision int4, flags text
+with held as materialized (
+  select tasks.id from graphile_worker._private_tasks as tasks where tasks.identifier = $1::text for key share
+)
 select
 -- include: keyed_job
   from (select $1::text as task, $3::text as queue) as given
@@ -79,6 +86,8 @@ select
          job_key_mode => $9::text) as job
 -- include: names_of_job
  where job.id is not null
+   and
+-- include: tasks_held
 
 -- name: add_keyed_jobs
 -- Adds jobs with keys, all different, in the mode replace or (preserve_run_at) preserve_run_at. A key without a row: a
@@ -93,6 +102,13 @@ with given as materialized (
          given.position
     from unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::timestamptz[], $6::int2[], $7::text[], $8::text[])
          with ordinality as given(task, payload, queue, priority, run_at, max_attempts, flags, key, position)
+),
+held as materialized (
+  select tasks.id
+    from graphile_worker._private_tasks as tasks
+   where tasks.identifier = any($1::text[])
+   order by tasks.id
+     for key share
 )
 select
 -- include: keyed_job
@@ -104,6 +120,8 @@ select
          $9::bool) as job
   join given on given.key = job.key
 -- include: names_of_job
+ where
+-- include: tasks_held
 
 -- name: add_jobs_by_mode
 -- Adds jobs with keys, all different, each in its own mode, one after another in the order of the keys, as add_jobs goes
@@ -114,6 +132,13 @@ select
 -- gives: id int8, task_identifier text, queue_name text, payload text, priority int2, run_at timestamptz, attempts int2
 -- gives: max_attempts int2, last_error text, created_at timestamptz, updated_at timestamptz, key text
 -- gives: locked_at timestamptz, locked_by text, revision int4, flags text
+with held as materialized (
+  select tasks.id
+    from graphile_worker._private_tasks as tasks
+   where tasks.identifier = any($1::text[])
+   order by tasks.id
+     for key share
+)
 select
 -- include: keyed_job
   from (
@@ -130,6 +155,8 @@ select
          flags => array(select jsonb_object_keys(given.flags::jsonb)), job_key_mode => given.mode) as job
 -- include: names_of_job
  where job.id is not null
+   and
+-- include: tasks_held
 
 -- name: create_names
 -- Makes rows for the tasks and queues that have none, in the order of their names.
