@@ -108,6 +108,10 @@ def user() -> Iterator[Callable[..., User]]:
     yield start
     for one in started:
         one.close()
+    for one in started:
+        # The folder is not to be removed under a server that is just ending.
+        with contextlib.suppress(FileNotFoundError, KeyError), until_supervisor_ends(Path(one.said["home"])):
+            pass
 
 
 @pytest.fixture
