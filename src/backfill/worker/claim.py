@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 POLL_WHILE_LISTENING: Final = 2.0  # seconds, at least, between polls while notifications are known to arrive
 _REREAD_TASKS: Final = 60.0  # seconds between readings of the task ids
+_REREAD_IN_VAIN: Final = 1.0  # seconds between readings that a notification for nothing may cause
 _ASK_DUE: Final = 1.0  # seconds between questions for the next due time that notifications may cause
 _QUIET: Final = 20  # a lane's queue that had nothing is looked at again after so many times what the look cost
 
@@ -91,6 +92,7 @@ class Claimer:
         self._due_at: float | None = None
         self._ask_due = began_at is None
         self._asked_due_at = 0.0
+        self._heard = False
         self._poll_at = 0.0
         self._losses = 0
 
@@ -125,6 +127,7 @@ class Claimer:
     def on_notify(self) -> None:
         """A notification said that there are."""
         self.notified += 1
+        self._heard = True
         if time.monotonic() - self._asked_due_at > _ASK_DUE:
             self._ask_due = True
         self.look()
@@ -147,6 +150,9 @@ class Claimer:
             released = self._releaser.ran
             try:
                 got = await self._round()
+                if not got and self._heard and await self._tasks_are_others():
+                    self.look()
+                    continue
                 if not got and self._ask_due:
                     await self._learn_next_due()
             except (*DRIVER_ERRORS, BackfillError) as error:
@@ -181,10 +187,18 @@ class Claimer:
                 got += await self._claim_queue(lane, lane.config.queue_name)
         return got
 
+    async def _tasks_are_others(self) -> bool:
+        """After a notification that led to no job: whether the tasks' rows were collected and made anew meanwhile."""
+        if time.monotonic() - self._tasks_read_at < _REREAD_IN_VAIN:
+            return False
+        self._heard, before = False, self._task_ids
+        await self._read_tasks()
+        return before != self._task_ids
+
     async def _read_tasks(self) -> None:
         rows = await self._link.fetch("register_tasks", list(self._by_name))
         self._by_task = {row["id"]: self._by_name[row["identifier"]] for row in rows}
-        self._task_ids = list(self._by_task)
+        self._task_ids = sorted(self._by_task)
         self._tasks_read_at = time.monotonic()
 
     async def _learn_next_due(self) -> None:
