@@ -1,6 +1,8 @@
 -- name: register_tasks
 -- Makes sure that the tasks have rows, and gives their ids. Read again on a schedule: others may collect a row that no
 -- job needs and make it anew under another id.
+-- A row that somebody else makes at the same moment is out of sight of this statement; the update, which changes nothing,
+-- is what gives its id.
 -- takes: identifiers text[]
 -- gives: id int4, identifier text
 with made as (
@@ -9,7 +11,7 @@ with made as (
     from unnest($1::text[]) as wanted(identifier)
    where not exists (select 1 from graphile_worker._private_tasks as tasks where tasks.identifier = wanted.identifier)
    order by wanted.identifier
-  on conflict (identifier) do nothing
+  on conflict (identifier) do update set identifier = excluded.identifier
   returning id, identifier
 )
 select made.id, made.identifier from made
