@@ -1,8 +1,5 @@
-"""."""
+"""``backfill demo``: real work on a PostgreSQL server of its own, and what came of it."""
 
-import click
+from backfill.cli.demo.command import demo
 
-
-@click.command()
-def demo() -> None:
-    pass
+__all__ = ["demo"]
