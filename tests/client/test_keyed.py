@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from backfill import AlreadyInProgress, BackfillClient, Enqueued, EnqueueOutcome, Job, JobKeyMode, JobSpec
@@ -152,6 +153,20 @@ async def test_an_empty_row_is_answered_by_sending_it_again(
     assert sorted(job["payload"] for job in await raw.jobs()) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("code", ["40P01", "40001", "GWNOR"])
+async def test_an_add_that_postgresql_ends_is_sent_again_unless_a_transaction_ends_with_it(
+    client: BackfillClient, raw: "Raw", other: "Raw", code: str
+) -> None:
+    spec = JobSpec(job_key="k")
+    await _lose_races(raw, 2, f"raise exception 'lost' using errcode = '{code}'")
+    assert (await client.enqueue("t", 1, spec)).unwrap().payload == 1
+    await raw.run("alter sequence public.tries restart")
+    with pytest.raises(asyncpg.PostgresError, match="lost"):
+        async with other.connection.transaction():
+            await client.enqueue("t", 2, spec, connection=other.connection)
+    assert [job["payload"] for job in await raw.jobs()] == ["1"]
+
+
 async def test_races_lost_without_end_are_an_error_that_names_the_key(client: BackfillClient, raw: "Raw") -> None:
     await _lose_races(raw, 10_000)
     with pytest.raises(DatabaseError, match="key 'k' was claimed anew"):
@@ -211,7 +226,7 @@ async def _work(raw: "Raw", seen: set[tuple[int, int]], done: asyncio.Event, fai
         stopped = stopping and not rows
 
 
-async def _lose_races(raw: "Raw", times: int) -> None:
+async def _lose_races(raw: "Raw", times: int, how: str = "return null") -> None:
     """Have the keyed adds find no row that many times, as upstream's functions do when a claim comes in between."""
     await raw.run("create sequence public.tries")
     for name in ("add_job", "add_jobs"):
@@ -222,7 +237,7 @@ async def _lose_races(raw: "Raw", times: int) -> None:
         returns graphile_worker._private_jobs language plpgsql as $body$
         begin
             if nextval('public.tries') <= {times} then
-                return null;
+                {how};
             end if;
             return (select job from graphile_worker.real_add_jobs(array[row(identifier, payload, queue_name, run_at,
                 max_attempts, job_key, priority, flags)::graphile_worker.job_spec]) as job);

@@ -26,9 +26,9 @@ from backfill.sql import text
 # Each of these tries lost a race that lasts less than a millisecond.
 MOST_TRIES: Final = 20
 
-# How versions of add_job say that a race was lost, where they give no row: ours when names are collected while it runs,
-# and the Rust port's.
-_LOST_RACES: Final = frozenset({"40001", "GWNOR"})
+# How an add_job may end instead of giving no row: PostgreSQL ends it (40P01: upstream's add_jobs locks rows in no order of
+# its own, and can wait for another's), names are collected while it runs (40001: ours), the race is lost (the Rust port's).
+_LOST_RACES: Final = frozenset({"40P01", "40001", "GWNOR"})
 
 
 class Query(NamedTuple):
