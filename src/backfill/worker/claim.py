@@ -128,12 +128,15 @@ class Claimer:
         """A notification said that there are."""
         self.notified += 1
         self._heard = True
-        if time.monotonic() - self._asked_due_at > _ASK_DUE:
+        asked_ago = time.monotonic() - self._asked_due_at
+        if asked_ago > _ASK_DUE:
             self._ask_due = True
+        else:
+            self.look_in(_ASK_DUE - asked_ago)
         self.look()
 
     def look_in(self, seconds: float) -> None:
-        """A job becomes due in so many seconds."""
+        """A job becomes due in so many seconds. Only the first such time is kept: then the next is asked for."""
         at = time.monotonic() + max(0.0, seconds)
         if self._due_at is None or at < self._due_at:
             self._due_at = at
@@ -155,6 +158,8 @@ class Claimer:
                     continue
                 if not got and self._ask_due:
                     await self._learn_next_due()
+                    self.look()  # what became due between the claim and the question was in neither
+                    continue
             except (*DRIVER_ERRORS, BackfillError) as error:
                 logger.warning("cannot claim jobs, will try again: %s", str(error) or type(error).__name__)
                 self.look_and_ask()
@@ -288,6 +293,7 @@ class Claimer:
         now = time.monotonic()
         if self._due_at is not None and self._due_at <= now:
             self._due_at = None
+            self._ask_due = self._began_at is None
             self.look()
         if self._poll_at <= now:
             self._poll_at = now + self._pause()

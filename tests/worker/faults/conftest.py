@@ -64,7 +64,7 @@ class Ran:
 
     async def total(self, count: int) -> None:
         """Wait for that many runs in all."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(20):
             while self.runs.total() < count:
                 self._changed.clear()
                 await self._changed.wait()
