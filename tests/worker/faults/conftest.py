@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from tests.support.proxy import Proxy, Sent
+from tests.worker.conftest import Sql
 
 from backfill.sql import text
 
@@ -68,6 +69,11 @@ class Ran:
             while self.runs.total() < count:
                 self._changed.clear()
                 await self._changed.wait()
+
+
+async def is_empty(sql: Sql) -> bool:
+    """Whether the queue has no job at all."""
+    return await sql.count() == 0
 
 
 @pytest.fixture

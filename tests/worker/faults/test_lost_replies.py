@@ -11,7 +11,7 @@ import pytest
 from tests.support.proxy import Proxy, Sent, Session
 from tests.support.until import until
 from tests.worker.conftest import RunWorker, Sql
-from tests.worker.faults.conftest import Fault, Ran
+from tests.worker.faults.conftest import Fault, Ran, is_empty
 
 from backfill.client import BackfillClient
 from backfill.errors import ConnectionTimeout
@@ -32,10 +32,6 @@ LANES = {
 @pytest.fixture(params=LANES)
 def lanes(request: pytest.FixtureRequest) -> list[QueueConfig]:
     return LANES[request.param]
-
-
-async def is_empty(sql: Sql) -> bool:
-    return await sql.count() == 0
 
 
 async def test_the_next_job_of_a_queue_starts_although_the_release_s_reply_was_lost(
