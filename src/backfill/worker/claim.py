@@ -83,6 +83,7 @@ class Claimer:
         self._other_queues = [lane.config.queue_name for lane in lanes if lane.config.queue_name is not None]
         self._by_priority: dict[int, Lane] = {}
         self._quiet_until: dict[int, float] = {}
+        self._behind_at = 0.0
         self._releaser = releaser
         self._poll_interval = poll_interval
         self._is_listening = is_listening
@@ -201,7 +202,10 @@ class Claimer:
         return before != self._task_ids
 
     async def _read_tasks(self) -> None:
-        rows = await self._link.fetch("register_tasks", list(self._by_name))
+        for _ in range(2):  # the first time, a row may come from a transaction that was open when the statement began
+            rows = await self._link.fetch("register_tasks", list(self._by_name))
+            if len(rows) == len(self._by_name):
+                break
         self._by_task = {row["id"]: self._by_name[row["identifier"]] for row in rows}
         self._task_ids = sorted(self._by_task)
         self._tasks_read_at = time.monotonic()
@@ -224,7 +228,7 @@ class Claimer:
         if not pieces:
             return 0
         columns: list[Any] = [list(column) for column in zip(*pieces, strict=True)]
-        token = self._next_token()
+        token, sent_at = self._next_token(), time.monotonic()
         rows = await self._link.fetch("claim_jobs", token, self._task_ids, *columns, self._other_queues, self._began_at)
         jobs: dict[int, list[Claimed]] = {number: [] for number in asked}
         for job in self._received(rows, token, None):
@@ -233,6 +237,13 @@ class Claimer:
             self._lanes[number].claimed(idle, wanted, len(jobs[number]))
         for number, claimed in jobs.items():
             self._lanes[number].put(claimed)
+        if not rows:
+            now = time.monotonic()
+            self._behind_at = now + _QUIET * (now - sent_at)
+        elif any(row["queue_id"] is not None for row in rows):
+            # A claim looks at as many jobs as it has slots for, and takes one of each queue: others may be behind. But a
+            # look in vain has to pass by all that waits in held queues, so it is made again after many times what it took.
+            self.look_in(self._behind_at - time.monotonic())
         return len(rows)
 
     async def _claim_queue(self, lane: Lane, queue_name: str) -> int:
