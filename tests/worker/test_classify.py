@@ -9,6 +9,7 @@ import pytest
 from backfill import errors
 from backfill.errors import WorkerError
 from backfill.worker import JobTimeoutError
+from backfill.worker import slot as slot_module
 from backfill.worker.classify import describe, detail, is_retryable, storable
 
 NEVER = ("InvalidInput", "MalformedData", "Unauthorized", "Forbidden", "ResourceNotFound", "ValidationFailed")
@@ -222,3 +223,18 @@ def test_errors_that_cannot_be_formatted_are_described_all_the_same(error: BaseE
     value = parsed(raised(error))
     assert value["type"].endswith(type(error).__name__)
     assert describe(error).startswith(type(error).__name__)
+
+
+def test_a_dead_letters_traceback_begins_in_the_handler() -> None:
+    slot = compile("def run(handler):\n    handler()\n", slot_module.__file__, "exec")
+    names: dict[str, Any] = {}
+    exec(slot, names)
+
+    def handler() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no") as caught:
+        names["run"](handler)
+    shown = json.loads(detail(caught.value))["traceback"]
+    assert "in handler" in shown
+    assert "slot.py" not in shown

@@ -14,6 +14,7 @@ A message can only make an error retryable, never the reverse: giving up on a jo
 
 import re
 import traceback
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +36,7 @@ _PASSING: Final = re.compile(
     r"|try again|deadlock|serializ\w+ failure|\b(?:429|502|503|504)\b",
     re.IGNORECASE,
 )
+_SLOT: Final = str(Path(__file__).with_name("slot.py"))
 _LONGEST_MESSAGE: Final = 10_000  # characters kept of a message, and of a traceback twice that
 
 
@@ -96,7 +98,10 @@ def _message(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
+    """The traceback without the frames of the slot, which say nothing about the handler."""
     try:
-        return "".join(traceback.format_exception(error))
+        shown = traceback.TracebackException.from_exception(error)
+        shown.stack = traceback.StackSummary.from_list([frame for frame in shown.stack if frame.filename != _SLOT])
+        return "".join(shown.format())
     except Exception as broken:  # noqa: BLE001 - as above; Python's own formatting trips over odd attributes
         return f"(its traceback can't be shown: {type(broken).__name__})"
