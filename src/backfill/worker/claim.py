@@ -256,7 +256,7 @@ class Claimer:
         quiet_until = self._quiet_until.get(lane.number, 0.0)
         if not idle:
             return 0
-        if now < quiet_until:
+        if now < quiet_until and self._began_at is None:
             self.look_in(quiet_until - now)
             lane.claimed(idle, idle, 0)
             return 0
