@@ -4,7 +4,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 import click
 
@@ -18,7 +17,7 @@ from backfill.cli.worker import worker
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(version("backfill"), prog_name="backfill")
+@click.version_option(package_name="backfill", prog_name="backfill")
 def root() -> None:
     """A job queue in PostgreSQL, on the schema of Graphile Worker.
 

@@ -27,16 +27,22 @@ class StopRequests:
         last: The signal that came last; None while none has come.
     """
 
-    def __init__(self, stop: Callable[[], object], hurry: Callable[[], object]) -> None:
+    def __init__(
+        self, stop: Callable[[], object], hurry: Callable[[], object], stopping: str = "jobs that run may finish"
+    ) -> None:
         """Begin to listen.
 
         Args:
             stop: Called in the loop at the first request.
             hurry: Called in the loop at the second.
+            stopping: What the first means, for the log.
         """
         self.last: int | None = None
         self._loop = asyncio.get_running_loop()
-        self._steps = (stop, hurry)
+        self._steps = (
+            (stop, f"stopping: {stopping}; a second signal hurries"),
+            (hurry, "hurrying: jobs that run are cancelled and handed back; a third signal ends the process"),
+        )
         self._count = 0
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
@@ -50,7 +56,7 @@ class StopRequests:
         logger.warning("the parent process has ended: stopping")
         if not self._count:
             self._count = 1
-            self._steps[0]()
+            self._step(0)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.last = number
@@ -58,14 +64,21 @@ class StopRequests:
         if self._count > len(self._steps):
             leave(128 + number)
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._steps[self._count - 1])
+            self._loop.call_soon_threadsafe(self._step, self._count - 1)
+
+    def _step(self, number: int) -> None:
+        act, said = self._steps[number]
+        logger.info("%s", said)
+        act()
 
 
 def leave(code: int) -> NoReturn:
     """End the process on the spot, once what was logged and printed is out; threads and handlers that run are cut off."""
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(code)
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+    finally:  # a signal's handler may have interrupted a write
+        os._exit(code)
 
 
 def leave_within(seconds: float, code: int) -> None:
