@@ -97,6 +97,11 @@ class Claimer:
         self._poll_at = 0.0
         self._losses = 0
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the connection was lost since locks and memory were last compared."""
+        return self._link.losses != self._losses
+
     # -- reasons to look ------------------------------------------------------------------------
 
     def wake(self) -> None:

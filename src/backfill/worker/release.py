@@ -122,6 +122,7 @@ class Releaser:
                 left += await self._release_first(groups)
         except BaseException:  # cancelled, or unforeseen: nothing is forgotten
             self._settled[:0] = [*left, *(settled for _, group in groups for settled in group)]
+            self._event.set()
             raise
         if left:
             self._park(left)

@@ -20,7 +20,8 @@ from typing import Final
 import asyncpg
 
 from backfill.client import BackfillClient
-from backfill.db import WORKER_SETTINGS, Listener, connect
+from backfill.db import DRIVER_ERRORS, WORKER_SETTINGS, Listener, connect
+from backfill.errors import BackfillError
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
 from backfill.worker.config import QueueConfig, WorkerConfig
@@ -109,6 +110,7 @@ class Worker:
         self._slot_tasks: list[asyncio.Task[None]] = []
         self._loops: list[asyncio.Task[None]] = []
         self._claiming: asyncio.Task[None] | None = None
+        self._releasing: asyncio.Task[None] | None = None
 
     # -- running --------------------------------------------------------------------------------
 
@@ -174,9 +176,10 @@ class Worker:
         """Start the slots and the loops that every worker has."""
         self._slot_tasks = [slot.start() for slot in self.slots]
         self._claiming = asyncio.create_task(self.claimer.run(), name="claim")
+        self._releasing = asyncio.create_task(self.releaser.run(), name="release")
         self._loops = [
             self._claiming,
-            asyncio.create_task(self.releaser.run(), name="release"),
+            self._releasing,
             asyncio.create_task(self._watch(), name="watch"),
         ]
 
@@ -259,8 +262,7 @@ class Worker:
         deadline = time.monotonic() + total
         self.claimer.stopping = True
         self.claimer.wake()
-        if self._claiming is not None:
-            await asyncio.wait([self._claiming], timeout=min(_CLAIM_ENDS, total / 4))
+        await self._end_claiming(min(_CLAIM_ENDS, total / 4))
         for lane in self.lanes:
             for job in lane.take_all():
                 self.releaser.settle(job, HandBack())
@@ -282,6 +284,24 @@ class Worker:
         await self._all_released(deadline)
         await self._close(wait_for_threads=not stuck)
         return len(stuck)
+
+    async def _end_claiming(self, patience: float) -> None:
+        """Wait for the claim under way, if there is one; what it claimed although we never heard is handed back."""
+        if self._claiming is None:
+            return
+        await asyncio.wait([self._claiming], timeout=patience)
+        if not self._claiming.done():
+            self._claiming.cancel()
+            await asyncio.wait([self._claiming])
+        if self.claimer.in_doubt:
+            try:
+                await asyncio.wait_for(self._reconcile(), patience)
+            except (*DRIVER_ERRORS, BackfillError) as error:
+                logger.warning(
+                    "jobs of the last claim, whose reply was lost, may stay locked by %s: %s",
+                    self.id,
+                    str(error) or type(error).__name__,
+                )
 
     async def _end_slots(self, until: float) -> None:
         """Let running handlers finish, until then or until somebody is in a hurry."""
@@ -311,6 +331,11 @@ class Worker:
 
     async def _all_released(self, until: float) -> None:
         """Wait until every outcome is written, if the database lets us in time."""
+        if (
+            self._releasing is not None and self._releasing.done()
+        ):  # cancelled with everything else, as asyncio.run does
+            self._releasing = asyncio.create_task(self.releaser.run(), name="release")
+            self._loops.append(self._releasing)
         while self.releaser.held and time.monotonic() < until:
             self._released.clear()
             waiting = asyncio.create_task(self._released.wait())
