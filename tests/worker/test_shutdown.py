@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NEVER = timedelta(hours=1)
 SHORT = timedelta(seconds=0.4)
+ABANDON = timedelta(seconds=4)  # the last quarter has to suffice for the last statement
 
 
 class Held:
@@ -162,7 +163,7 @@ async def test_a_process_that_is_about_to_exit_abandons_what_cannot_be_cancelled
     held, may_end, started = Held("goes on"), threading.Event(), threading.Event()
     handler = held.task if kind == "coroutine" else in_thread(may_end, started)
     await sql.add("held", queue_name="q")
-    async with run_worker(handler, shutdown_timeout=SHORT, ready=False, abandon=True) as running:
+    async with run_worker(handler, shutdown_timeout=ABANDON, ready=False, abandon=True) as running:
         try:
             await until(lambda: held.started == 1 or started.is_set(), "it runs")
             assert await running.end() == 1

@@ -311,7 +311,8 @@ select judged.id as job_id, judged.verdict, retried.wait_seconds, moved.dlq_id,
 
 -- name: hand_back
 -- Gives back jobs that were claimed but not run to their end by a worker that goes on or leaves: the attempt is refunded
--- and somebody is told. A job that was superseded meanwhile has nothing left to do and goes.
+-- and somebody is told. A job that was superseded meanwhile has nothing left to do and goes; one that had come out of the
+-- dead letter queue was not done, so its entry is back.
 -- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[], keyed bool[], delays float8[]
 -- gives: released int8, freed int8
 with held as materialized (
@@ -328,7 +329,12 @@ with held as materialized (
 gone as (
   delete from graphile_worker._private_jobs as jobs
    where jobs.id = any(array(select held.id from held where held.superseded))
-  returning 1
+  returning jobs.id
+),
+back as (
+  update graphile_worker.backfill_dlq as dlq
+     set requeued_job_id = null
+   where dlq.requeued_job_id = any(array(select gone.id from gone))
 ),
 returned as (
   update graphile_worker._private_jobs as jobs
