@@ -18,8 +18,9 @@ from tests.support.until import until
 
 from backfill import embedded
 from backfill.cli.common import Cli
-from backfill.cli.demo.command import _database
+from backfill.cli.demo.command import _commands, _database
 from backfill.cli.demo.sources import BROKEN, standard_library
+from backfill.cli.demo.work import Result
 
 SCHEMAS = "select nspname from pg_namespace where nspname like 'backfill_demo%'"
 
@@ -154,8 +155,8 @@ async def test_one_demo_at_a_time(cli: CommandLine, rows: Rows) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes left behind are looked for in /proc")
-async def test_nothing_is_left_of_one_that_was_killed(bare_cli: CommandLine, mark: str) -> None:
-    async with bare_cli.running("demo", "--files", 300, BACKFILL_TEST_MARK=mark) as demo:
+async def test_nothing_is_left_of_one_that_was_killed(bare_cli: CommandLine, mark: str, tmp_path: Path) -> None:
+    async with bare_cli.running("demo", "--files", 300, BACKFILL_TEST_MARK=mark, TMPDIR=str(tmp_path)) as demo:
         await demo.said("files")
         assert len(marked(mark)) > 3  # its own, the supervisor, the server, a helper
         demo.signal(KILL)
@@ -169,6 +170,19 @@ async def test_kept_data_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch,
         assert str(folder) in url
     assert options == ["--database-url", f"embedded://{folder}/demo"]
     assert (folder / "demo" / "pgdata").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("argv0", "program"),
+    [(".venv/bin/backfill", ".venv/bin/backfill"), ("/elsewhere/backfill", "backfill"), ("x/__main__.py", "backfill")],
+)
+def test_the_commands_can_be_run_as_they_are_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv0: str, program: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [argv0])
+    result = Result(seconds=1.0, waits={}, retries=0, counted={}, notes={}, dead=[])
+    assert _commands(["--database-url", "a b"], "s", result)[0] == f"{program} dlq list --database-url 'a b' --schema s"
 
 
 async def test_a_bar_on_a_terminal(cli: CommandLine) -> None:

@@ -153,8 +153,9 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 def _commands(given: list[str], schema: str, result: Result) -> list[str]:
     """Commands to look further."""
-    here = Path(sys.argv[0])
-    program = str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else "backfill"
+    here = Path(sys.argv[0]).absolute()  # a virtual environment's, in the current folder: it need not be on the PATH
+    near = here.name == "backfill" and here.is_relative_to(Path.cwd())
+    program = shlex.quote(str(here.relative_to(Path.cwd()))) if near else "backfill"
     where = shlex.join([*given, "--schema", schema])
     some = result.dead[0].id if result.dead else 1
     return [
