@@ -172,8 +172,8 @@ def checked_ids(ids: Collection[int] | int) -> list[int]:
 
 
 def _requeued(jobs: Sequence[Job]) -> list[int]:
-    """The ids of those jobs that came out of the dead letter queue."""
-    return [job.id for job in jobs if job.extras.dlq]
+    """The ids of those jobs that may have come out of the dead letter queue; a job that was added again has lost the flag."""
+    return [job.id for job in jobs if job.extras.dlq or job.key is not None]
 
 
 async def _bring_back(connection: Connection, schema: str, jobs: Sequence[Job]) -> None:

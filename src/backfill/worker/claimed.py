@@ -29,7 +29,8 @@ class Claimed:
         keyed: Whether it had a key when it was claimed.
         priority: Its priority.
         due: Its run_at.
-        requeued: Whether it is out of the dead letter queue.
+        requeued: Whether it may be out of the dead letter queue: its flag says so, or it has a key, and whoever added the job
+            again under its key has dropped the flag.
         released: Whether its row has been released, and only its queue has not.
     """
 
@@ -62,7 +63,7 @@ class Claimed:
         self.claimed_at = claimed_at
         self.released = False
         self._extras: Extras | None = None
-        self.requeued = has_extras(row[4]) and self.extras.dlq
+        self.requeued = self.keyed or (has_extras(row[4]) and self.extras.dlq)
 
     @property
     def extras(self) -> Extras:
