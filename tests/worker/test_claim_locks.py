@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from tests.conftest import Database
     from tests.worker.conftest import Claims, Sql
 
 MakeClaims = Callable[[str], Awaitable["Claims"]]
@@ -157,3 +158,12 @@ async def test_tokens_of_two_claims_differ(sql: "Sql", claims: "Claims") -> None
     await claims.take(1)
     rows = await sql.rows("select locked_by from graphile_worker._private_jobs where id = any($1) order by id", made)
     assert [row["locked_by"] for row in rows] == ["backfill-one/1", "backfill-one/2"]
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_rows_that_others_change_are_passed_by_whatever_the_database_s_isolation_is(
+    db: "Database", sql: "Sql", other: "Sql", make_claims: MakeClaims, level: str
+) -> None:
+    await sql.run(f"alter database {db.name} set default_transaction_isolation = '{level}'")
+    claims = await make_claims("backfill-one")
+    assert await claims.sql.value("show transaction_isolation") == "read committed"

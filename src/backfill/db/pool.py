@@ -36,6 +36,8 @@ WORKER_SETTINGS: Final[Mapping[str, str]] = {
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    # Any other level refuses what another worker has just changed, instead of passing it by.
+    "default_transaction_isolation": "read committed",
 }
 
 
