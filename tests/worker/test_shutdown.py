@@ -313,3 +313,28 @@ async def test_no_task_or_connection_is_left(sql: "Sql", run_worker: "RunWorker"
         await until(lambda: held.finished == 1, "it has run")
     assert asyncio.all_tasks() - before == set()
     assert await alone(sql)
+
+
+@pytest.mark.parametrize("way", ["run", "drain"])
+async def test_a_part_that_ends_by_itself_stops_the_worker_in_order(
+    sql: "Sql", run_worker: "RunWorker", make_runner: "MakeRunner", way: str
+) -> None:
+    """What a closed coroutine raises is taken for the end of the slot itself; whatever else may end one, it is not hidden."""
+    held, both = Held(), asyncio.Event()
+
+    @task("closes")
+    async def closes() -> None:
+        await both.wait()
+        raise GeneratorExit
+
+    @task("task")
+    async def other_one() -> None:
+        both.set()
+
+    await sql.add_many(1, "closes")
+    await sql.add_many(1)
+    runner = await make_runner(held.task, closes, other_one, shutdown_timeout=NEVER)
+    with pytest.raises(RuntimeError, match=r"slot.*ended by itself") as caught:
+        await (runner.run_until_cancelled(asyncio.Event()) if way == "run" else runner.process_available_jobs())
+    assert isinstance(caught.value.__cause__, GeneratorExit)
+    await nothing_happened(sql, 1)

@@ -126,7 +126,7 @@ class Worker:
             How many such jobs were abandoned.
 
         Raises:
-            RuntimeError: One of the worker's own loops failed in an unforeseen way; it was stopped in order first.
+            RuntimeError: One of the worker's own loops or slots ended in an unforeseen way; it was stopped in order first.
         """
         self._warn_of_gaps()
         await self.listener.start()
@@ -139,17 +139,17 @@ class Worker:
         logger.info("worker %s started: %s", self.id, ", ".join(_shown(lane.config) for lane in self.lanes))
         waiter = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait([waiter, *self._loops], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([waiter, *self._loops, *self._slot_tasks], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self.hurry.set()
             await self._stop(abandon=False)
             raise
         finally:
             waiter.cancel()
-        ended = [loop for loop in self._loops if loop.done()]
+        ended = self._ended()
         abandoned = await self._stop(abandon=abandon)
-        for loop in ended:
-            raise RuntimeError(f"the worker's loop {loop.get_name()!r} ended by itself") from loop.exception()
+        for part in ended:
+            raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
         return abandoned
 
     async def drain(self) -> int:
@@ -160,16 +160,16 @@ class Worker:
         """
         self._begin()
         try:
-            await asyncio.wait(self._loops, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*self._loops, *self._slot_tasks], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self.hurry.set()
             await self._stop(abandon=False)
             raise
-        ended = [loop for loop in self._loops if loop.done()]
+        ended = self._ended()
         await self._stop(abandon=False)
-        for loop in ended:
-            if loop is not self._claiming or loop.exception() is not None:
-                raise RuntimeError(f"the worker's loop {loop.get_name()!r} failed") from loop.exception()
+        for part in ended:
+            if part is not self._claiming or part.exception() is not None:
+                raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
         return self.releaser.ran
 
     def _begin(self) -> None:
@@ -182,6 +182,9 @@ class Worker:
             self._releasing,
             asyncio.create_task(self._watch(), name="watch"),
         ]
+
+    def _ended(self) -> list[asyncio.Task[None]]:
+        return [part for part in (*self._loops, *self._slot_tasks) if part.done()]
 
     async def _connect(self, purpose: str) -> "asyncpg.Connection[asyncpg.Record]":
         settings = WORKER_SETTINGS if purpose != "listen" else {}
@@ -309,6 +312,9 @@ class Worker:
             slot.stopping = True
             if slot.current is None:
                 task.cancel()
+            elif task.done():  # it ended in an unforeseen way
+                self.releaser.settle(slot.current, HandBack(RETURN_DELAY))
+                slot.current = None
         hurry = asyncio.create_task(self.hurry.wait())
         running = {task for task in self._slot_tasks if not task.done()}
         while running and not hurry.done() and time.monotonic() < until:
