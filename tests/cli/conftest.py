@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +153,15 @@ def cli(tmp_path: Path, db: "Database") -> CommandLine:
     """Commands on the test's database, in a folder with a module `mytasks`."""
     (tmp_path / "mytasks.py").write_text(TASKS)
     return CommandLine(tmp_path, clean_environment() | {"DATABASE_URL": db.dsn, "GRAPHILE_WORKER_SCHEMA": db.schema})
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for an embedded server, where the account that runs it as root can reach it."""
+    folder = Path(tempfile.mkdtemp(prefix="backfill-", dir="/tmp"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
 
 
 Rows = Callable[..., Awaitable[list[Any]]]

@@ -6,9 +6,8 @@ import re
 import shlex
 import shutil
 import sys
-import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +42,6 @@ async def mark() -> AsyncIterator[str]:
     mark = uuid.uuid4().hex
     yield mark
     await until(lambda: not marked(mark), "no process is left behind")
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder for an embedded server, where the account that runs it as root can reach it."""
-    folder = Path(tempfile.mkdtemp(prefix="backfill-", dir="/tmp"))
-    folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def broken_folders(folder: Path) -> list[Path]:

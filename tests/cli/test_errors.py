@@ -75,3 +75,9 @@ async def test_an_embedded_url_needs_a_folder_with_data(bare_cli: CommandLine) -
     assert not (bare_cli.folder / "none").exists()
     done = await bare_cli("jobs", "list", "--database-url", "embedded:folder", code=1)
     assert "three slashes" in done.err
+
+
+async def test_what_the_encoding_cannot_hold_ends_no_command(cli: CommandLine) -> None:
+    await cli("enqueue", "grüße")
+    done = await cli("jobs", "list", PYTHONIOENCODING="ascii")
+    assert "gr\\xfc\\xdfe" in done.out

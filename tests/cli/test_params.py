@@ -5,7 +5,7 @@ from typing import Any
 import click
 import pytest
 
-from backfill.cli.params import DURATION, MOMENT, PAYLOAD, PRIORITY, RETRY, Payload
+from backfill.cli.params import DURATION, MOMENT, PAYLOAD, PRIORITY, RETRY, ParamType, Payload
 from backfill.cli.worker import LaneType
 from backfill.model import Priority, RetryPolicy
 from backfill.worker import QueueConfig
@@ -13,7 +13,7 @@ from backfill.worker import QueueConfig
 NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
 
 
-def read(kind: click.ParamType[Any], text: str) -> Any:
+def read(kind: ParamType[Any], text: str) -> Any:
     return kind.convert(text, None, None)
 
 

@@ -2,9 +2,10 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
-from tests.cli.conftest import INT, TERM, CommandLine, Rows
+from tests.cli.conftest import INT, TASKS, TERM, CommandLine, Rows
 from tests.support.until import until
 
 from backfill import BackfillClient, JobSpec
@@ -146,3 +147,17 @@ async def who(payload):
     assert {one["pid"] for one in document["processes"]} == pids
     assert [one["exit_code"] for one in document["processes"]] == [0, 0]
     assert await rows("select attempts, locked_by from graphile_worker._private_jobs") == [(0, None), (0, None)]
+
+
+async def test_an_embedded_server_for_worker_and_enqueue(bare_cli: CommandLine, folder: Path) -> None:
+    (bare_cli.folder / "mytasks.py").write_text(TASKS)
+    where = ("--database-url", f"embedded://{folder}/data")
+    async with bare_cli.running("worker", "mytasks", *where) as worker:
+        await worker.said("other programs reach it as postgresql://", "started")
+        url = next(line.split()[-1] for line in worker.logs if "other programs reach it" in line)
+        await bare_cli("enqueue", "greet", '"by folder"', *where)
+        await bare_cli("enqueue", "greet", '"by url"', "--database-url", url)
+        await worker.said("greeted by folder", "greeted by url")
+        worker.signal(TERM)
+        assert await worker.ended() == 0
+    assert (await bare_cli("jobs", "list", *where)).out == "no jobs\n"

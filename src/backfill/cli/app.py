@@ -1,6 +1,7 @@
 """The root command, and how a command ends: its exit code, and what is said of an error."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding can't hold must not end a command halfway
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         result = root.main(args=arguments, prog_name="backfill", standalone_mode=False)

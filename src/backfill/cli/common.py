@@ -5,6 +5,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from backfill.sql import text
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+logger = logging.getLogger(__name__)
 
 _EMBEDDED: Final = "embedded"
 
@@ -174,4 +177,5 @@ def embedded(url: str, *, create: bool) -> Iterator[str]:
         raise ConfigurationError(f"there is no embedded PostgreSQL server's data in {folder}")
     server = importlib.import_module("backfill.embedded").EmbeddedServer(folder)
     with server:
+        logger.info("PostgreSQL runs on the data in %s; other programs reach it as %s", folder, server.dsn())
         yield server.dsn()

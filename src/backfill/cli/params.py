@@ -5,13 +5,23 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from backfill.errors import BackfillError
 from backfill.model import Priority, RetryPolicy, decode_payload
 from backfill.model.retry import PRESETS
+
+if TYPE_CHECKING:
+    from click import ParamType as ParamType  # noqa: PLC0414 - for others to import
+else:
+
+    class ParamType(click.ParamType):
+        """Generic also where click's own is not yet."""
+
+        __class_getitem__ = classmethod(lambda cls, _: cls)
+
 
 _UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 _PARTS: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d|w))+")
@@ -60,7 +70,7 @@ class Payload:
     value: Any
 
 
-class MomentType(click.ParamType[Moment]):
+class MomentType(ParamType[Moment]):
     """RFC 3339 with an offset, ``now``, or a distance from now such as ``+5m``, ``+1h30m`` or ``-2d``."""
 
     name = "time"
@@ -92,7 +102,7 @@ class MomentType(click.ParamType[Moment]):
             self.fail(f"{text!r} is too long", param, ctx)
 
 
-class DurationType(click.ParamType[timedelta]):
+class DurationType(ParamType[timedelta]):
     """``90``, ``1.5s``, ``200ms``, ``5m``, ``1h30m``: above zero, in seconds without a unit."""
 
     name = "duration"
@@ -122,7 +132,7 @@ def duration_of(text: str) -> timedelta:
     return sum((timedelta(seconds=float(n) * _UNITS[unit]) for n, unit in _PART.findall(text)), timedelta())
 
 
-class PriorityType(click.ParamType[Priority]):
+class PriorityType(ParamType[Priority]):
     """A number of -32768 to 32767, or the name of one, such as FAST_HIGH."""
 
     name = "priority"
@@ -139,7 +149,7 @@ class PriorityType(click.ParamType[Priority]):
             self.fail(f"{value!r} is no priority: write -32768 to 32767, or {', '.join(known)}", param, ctx)
 
 
-class RetryType(click.ParamType[RetryPolicy]):
+class RetryType(ParamType[RetryPolicy]):
     """A preset's name, or ``<initial s>/<max s>/<multiplier>/<jitter>``."""
 
     name = "policy"
@@ -154,7 +164,7 @@ class RetryType(click.ParamType[RetryPolicy]):
             self.fail(str(error), param, ctx)
 
 
-class PayloadType(click.ParamType[Any]):
+class PayloadType(ParamType[Any]):
     """A payload: JSON, ``@file`` for the JSON in a file, ``-`` for the JSON on stdin."""
 
     name = "payload"

@@ -5,6 +5,7 @@ process group of its own, or else a terminal's Ctrl-C would reach it twice. None
 whatever runs the parent. A parent that ends, however it does, closes a pipe, and the workers stop in order.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -45,7 +46,8 @@ def run_processes(count: int, work: Callable[[int], int]) -> list[Ended]:
     def pass_on(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         for pid in running:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, number)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -87,8 +89,8 @@ def _wait_for(running: set[int], received: list[int]) -> list[Ended]:
             continue
         running.discard(pid)
         code = os.waitstatus_to_exitcode(status)
-        if code < 0 and -code in received:  # it was told to go before it had begun
-            code = 0
+        if len(received) <= 2 and code in {end for number in received for end in (-number, 128 + number)}:
+            code = 0  # it was told to go before it had begun
         ended.append(Ended(pid, code))
         if code:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

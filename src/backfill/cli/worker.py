@@ -13,7 +13,7 @@ from backfill.cli.common import Cli, common, run
 from backfill.cli.failing import report
 from backfill.cli.load import Loaded, load
 from backfill.cli.output import count_of, print_json
-from backfill.cli.params import DURATION
+from backfill.cli.params import DURATION, ParamType
 from backfill.cli.processes import run_processes
 from backfill.cli.stopping import StopRequests, leave, leave_within
 from backfill.errors import ConfigurationError
@@ -25,7 +25,7 @@ _LANE: Final = re.compile(r"(?P<name>[^=,]+)=(?P<slots>\d+)(?:,(?P<what>priority
 _RANGE: Final = re.compile(r"(?P<low>-?\d+)?(?P<dots>\.\.)?(?P<high>-?\d+)?")
 
 
-class LaneType(click.ParamType[QueueConfig]):
+class LaneType(ParamType[QueueConfig]):
     """``fast=10,priority=-32768..-1``, ``reports=1,queue=reports``, or ``rest=5`` for all that no other lane runs."""
 
     name = "lane"
