@@ -164,6 +164,16 @@ async def test_names_that_vanish_between_two_batches_are_made_again(client: Back
     assert [(job["task"], job["queue"]) for job in await raw.jobs()] == [("t", "q"), ("u", None), ("t", None)]
 
 
+async def test_one_name_that_vanished_leaves_out_no_job(client: BackfillClient, raw: "Raw") -> None:
+    jobs: list[JobTuple] = [("t", 1, JobSpec(queue="q")), ("u", 2), ("t", 3, JobSpec(queue="r"))]
+    await client.enqueue_many(jobs)
+    for table, column, name in [("tasks", "identifier", "u"), ("job_queues", "queue_name", "r")]:
+        await raw.run("delete from graphile_worker._private_jobs")
+        await raw.run(f"delete from graphile_worker._private_{table} where {column} = $1", name)
+        await client.enqueue_many(jobs)
+        assert [(job["task"], job["queue"]) for job in await raw.jobs()] == [("t", "q"), ("u", None), ("t", "r")]
+
+
 async def test_twenty_first_batches_at_once(db: "Database", raw: "Raw") -> None:
     batches: list[list[JobTuple]] = [
         [(f"t{(n + k) % 10}", n, JobSpec(queue=f"q{(n + k) % 10}")) for k in range(10)] for n in range(20)

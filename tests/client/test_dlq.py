@@ -27,9 +27,9 @@ PLAIN = ['{"a": 1}', "[1, 2]", "null", '"text"', "1.50", "{}"]
 
 
 async def dead(client: BackfillClient, payload: Any = 1, **spec: Any) -> DlqJob:
-    """An entry of the dead letter queue."""
-    job = (await client.enqueue("t", payload, JobSpec(**spec))).unwrap()
-    (entry_id,) = (await client.fail_jobs([job.id], "broken")).values()
+    """An entry of the dead letter queue; its job's notification has been sent."""
+    (outcome,) = await client.enqueue_many([("t", payload, JobSpec(**spec))])
+    (entry_id,) = (await client.fail_jobs([outcome.unwrap().id], "broken")).values()
     return await entry_of(client, entry_id)
 
 
@@ -143,6 +143,21 @@ async def test_a_requeue_makes_names_that_were_collected(client: BackfillClient,
     assert (row["task"], row["queue"]) == ("t", "q")
 
 
+async def test_a_requeue_whose_queue_vanishes_at_that_moment_makes_it_again(client: BackfillClient, raw: "Raw") -> None:
+    """It must not end up in the parallel queue."""
+    entry = await dead(client, queue="q")
+    await client.cleanup(["GC_JOB_QUEUES"])
+    await raw.run("create sequence public.tries")
+    await raw.run(
+        "create function public.vanish() returns trigger language plpgsql as"
+        " $$begin if nextval('public.tries') = 1 then return null; end if; return new; end$$"
+    )
+    await raw.run(
+        "create trigger vanish before insert on graphile_worker._private_job_queues for each row execute function vanish()"
+    )
+    assert (await raw.job((await client.requeue_dlq_job(entry.id)).id))["queue"] == "q"
+
+
 async def test_an_edited_payload_replaces_the_old_one_which_stays_in_the_history(client: BackfillClient) -> None:
     entry = await dead(client, {"wrong": 1})
     job = await client.requeue_dlq_job(entry.id, payload={"right": 2})
@@ -170,13 +185,14 @@ async def test_an_edited_payload_that_cannot_be_changes_nothing(client: Backfill
     assert await raw.jobs() == []
 
 
-async def test_a_second_requeue_is_refused(client: BackfillClient, raw: "Raw") -> None:
-    entry = await dead(client)
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_second_requeue_is_refused(client: BackfillClient, raw: "Raw", key: str | None) -> None:
+    entry = await dead(client, job_key=key)
     job = await client.requeue_dlq_job(entry.id)
     for force in (False, True):
         with pytest.raises(DlqEntryNotFound, match=f"already requeued as job {job.id}"):
             await client.requeue_dlq_job(entry.id, force=force)
-    assert len(await raw.jobs()) == 1
+    assert [row["id"] for row in await raw.jobs()] == [job.id]
 
 
 async def test_an_entry_comes_back_when_its_job_fails_again(client: BackfillClient) -> None:

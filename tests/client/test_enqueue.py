@@ -150,6 +150,13 @@ async def test_something_that_is_no_task_is_refused(client: BackfillClient) -> N
         await client.enqueue(len, {})  # type: ignore[arg-type] # the point
 
 
+async def test_something_that_is_no_spec_is_refused(client: BackfillClient) -> None:
+    with pytest.raises(InvalidJob, match="spec must be a JobSpec, not"):
+        await client.enqueue("t", {}, Priority.FAST_DEFAULT)  # type: ignore[arg-type] # the point
+    with pytest.raises(InvalidJob, match="job 1 of the batch: spec must be a JobSpec"):
+        await client.enqueue_many([("t", {}, {"priority": 3})])  # type: ignore[list-item] # the point
+
+
 async def test_a_known_task_takes_one_statement(client: BackfillClient, raw: "Raw", queries: Queries) -> None:
     await client.enqueue("t", 1, JobSpec(queue="q"))
     connection = raw.connection

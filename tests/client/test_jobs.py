@@ -15,7 +15,9 @@ FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
 
 async def add(client: BackfillClient, payload: Any = 1, **spec: Any) -> Job:
-    return (await client.enqueue("t", payload, JobSpec(**spec))).unwrap()
+    """Add a job, and be done with its notification."""
+    (outcome,) = await client.enqueue_many([("t", payload, JobSpec(**spec))])
+    return outcome.unwrap()
 
 
 class Kinds:

@@ -189,7 +189,8 @@ async def test_no_payload_is_lost_between_adders_and_workers(
         for turn in range(rounds):
             keys = dice.sample(["a", "b", "c"], dice.randint(1, 3))
             mode = dice.choice([REPLACE, PRESERVE, DEDUPE])
-            jobs = [("t", f"{who}/{turn}", JobSpec(job_key=key, job_key_mode=mode)) for key in keys]
+            specs = [JobSpec(job_key=key, job_key_mode=mode, max_attempts=32767) for key in keys]  # none may die
+            jobs = [("t", f"{who}/{turn}", spec) for spec in specs]
             outcomes = [await client.enqueue(*jobs[0])] if len(jobs) == 1 else await client.enqueue_many(jobs)
             assert len(outcomes) == len(jobs)
             for outcome, key in zip(outcomes, keys, strict=True):

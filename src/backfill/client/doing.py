@@ -2,14 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
-import asyncpg
-
-from backfill.db import translate
-
-# What a statement or its connection can raise; a TimeoutError is an OSError.
-DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+from backfill.db import DRIVER_ERRORS, translate
 
 
 @contextmanager

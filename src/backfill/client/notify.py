@@ -18,8 +18,7 @@ import logging
 import random
 from typing import Final
 
-from backfill.client.doing import DRIVER_ERRORS
-from backfill.db import Pool
+from backfill.db import DRIVER_ERRORS, Pool
 from backfill.sql import text
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
+from backfill.errors import InvalidJob
 from backfill.model import (
     NO_EXTRAS,
     Extras,
@@ -88,9 +89,11 @@ def kind_of(task: TaskName, spec: JobSpec | None) -> Kind:
     """What a job of this task with this spec is; the spec's settings go before the task's.
 
     Raises:
-        InvalidJob: The identifier cannot be one.
+        InvalidJob: The identifier cannot be one, or the spec is no JobSpec.
         ConfigurationError: The TaskHandler class is not complete.
     """
+    if spec is not None and not isinstance(spec, JobSpec):
+        raise InvalidJob(f"spec must be a JobSpec, not {spec!r:.100} ({type(spec).__name__})")
     if isinstance(task, str):
         identifier = checked_identifier(task)
         spec = spec or _PLAIN
