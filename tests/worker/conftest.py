@@ -135,7 +135,7 @@ class Claims:
         piece = ([0], [priorities[0]], [priorities[1]], [idle], [idle if wanted is None else wanted])
         self.number += 1
         rows = await self.sql.named(
-            "claim_jobs", self.token, await self.task_ids(tasks), *piece, list(other_queues), began_at
+            "claim_jobs", self.token, await self.task_ids(tasks), *piece, list(other_queues), began_at, []
         )
         return sorted(rows, key=lambda row: (row["priority"], row["run_at"], row["id"]))
 

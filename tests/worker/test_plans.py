@@ -96,7 +96,7 @@ async def arguments(name: str, claims: "Claims", jobs: list[int]) -> tuple[Any, 
     tasks = await claims.task_ids(["task"])
     held: tuple[list[Any], ...] = ([], [], jobs, tokens)
     more: dict[str, tuple[Any, ...]] = {
-        "claim_jobs": ("w/1", tasks, [0], [-32768], [32767], [10], [10], [], None),
+        "claim_jobs": ("w/1", tasks, [0], [-32768], [32767], [10], [10], [], None, []),
         "claim_queue_head": ("w/1", tasks, "q1", None),
         "next_due": (tasks,),
         "release_failed": (*held, *([value] * len(jobs) for value in (False, "m", "{}", True, 1.0)), "w", True),
@@ -135,7 +135,7 @@ async def claim_pages(claims: "Claims", *, idle: int = 10, wanted: int = 10) -> 
     prepared = Prepared(claims.sql)
     await prepared.prepare("claim_jobs")
     tasks = await claims.task_ids(["task"])
-    plan = await prepared.explain("claim_jobs", "w/1", tasks, [0], [-32768], [32767], [idle], [wanted], [], None)
+    plan = await prepared.explain("claim_jobs", "w/1", tasks, [0], [-32768], [32767], [idle], [wanted], [], None, [])
     await claims.sql.run("deallocate claim_jobs")
     return pages(plan), int(plan["Actual Rows"])
 

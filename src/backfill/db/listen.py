@@ -117,8 +117,10 @@ class Listener:
             await self._prove(connection)
             self._up()
             while True:
+                # Not wait_for, which on Python 3.11 loses a cancellation that comes as the event is set.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), self._check_interval)
+                    async with asyncio.timeout(self._check_interval):
+                        await ended.wait()
                 if ended.is_set():
                     raise DatabaseError("the server closed the connection that listens")
                 await self._prove(connection)

@@ -79,7 +79,7 @@ moved as (
 ),
 gone as (
   delete from graphile_worker._private_jobs as jobs
-   where jobs.id = any(array(select entry.id from entry))
+   where jobs.id = any(array(select moved.job_id from moved))
   returning jobs.id
 )
 
@@ -239,7 +239,8 @@ select (select count(*) from gone) as released,
 -- Ends failed runs whose claim still stands: another try at its time, or the dead letter queue, in this one statement.
 -- The row decides, as it is now: `superseded` (the claim had a key, the row has none: re-added or removed meanwhile),
 -- `permanent` (the error can't be retried), `exhausted`, else `retry` after the delay. With $11 false (the dead letter
--- queue is off, or refused the row) a job that failed for good stays in the queue, used up and unlocked.
+-- queue is off, or refused the row) a job that failed for good stays in the queue, used up and unlocked. `refused`: a trigger
+-- of the user's kept the entry from being stored; the job is as it was.
 -- takes: queue_ids int4[], queue_tokens text[]
 -- takes: job_ids int8[], tokens text[], keyed bool[], messages text[], errors text[], retryable bool[], delays float8[]
 -- takes: moved_by text, bury bool
@@ -303,7 +304,10 @@ dead as materialized (
 -- include: dead_letter_move
 ,
 -- include: free_queues
-select judged.id as job_id, judged.verdict, retried.wait_seconds, moved.dlq_id,
+select judged.id as job_id,
+       case when judged.verdict <> 'retry' and $11::bool and moved.dlq_id is null then 'refused'
+            else judged.verdict end as verdict,
+       retried.wait_seconds, moved.dlq_id,
        judged.attempts, judged.max_attempts, (select count(*) from freed) as freed
   from judged
   left join retried on retried.id = judged.id

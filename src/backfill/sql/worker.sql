@@ -32,7 +32,9 @@ update graphile_worker._private_jobs as jobs
    set attempts = jobs.attempts + 1, locked_by = $1::text, locked_at = now()
  where jobs.id = any(array(select picked.id from picked))
 returning jobs.id, jobs.task_id, jobs.job_queue_id as queue_id, jobs.key, jobs.flags::text as flags, jobs.attempts,
-          jobs.priority, jobs.run_at, jobs.payload::text as payload,
+          jobs.priority,
+          greatest(jobs.run_at, timestamptz '0001-01-02 00:00+00') as run_at,  -- Python's dates begin there
+          jobs.payload::text as payload,
           case when jobs.job_queue_id is not null
                then (select queues.queue_name
                        from graphile_worker._private_job_queues as queues
@@ -49,10 +51,10 @@ returning jobs.id, jobs.task_id, jobs.job_queue_id as queue_id, jobs.key, jobs.f
 -- For queued jobs the candidates are looked for first and only their queues are locked; a queue gives its first job.
 -- A piece may want more jobs than it has idle slots: these run a little later, and must be neither keyed nor queued, nor
 -- come after such a job that had to be left.
--- $8 are queues with a lane of their own; $9, where it is not null, is when the caller began: only what was due then, or
+-- $8 are queues with a lane of their own, $10 queues to look behind; $9, where it is not null, is when the caller began: only what was due then, or
 -- was made since to run at once, is taken.
 -- takes: token text, task_ids int4[], lanes int4[], lows int2[], highs int2[], idle int4[], wanted int4[]
--- takes: other_queues text[], began_at timestamptz
+-- takes: other_queues text[], began_at timestamptz, passed_queues int4[]
 -- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
 -- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
@@ -136,9 +138,10 @@ candidate as materialized (
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
            and (jobs.job_queue_id is null
-                or (select queues.is_available and queues.queue_name <> all($8::text[])
-                      from graphile_worker._private_job_queues as queues
-                     where queues.id = jobs.job_queue_id))
+                or (jobs.job_queue_id <> all($10::int4[])
+                    and (select queues.is_available and queues.queue_name <> all($8::text[])
+                           from graphile_worker._private_job_queues as queues
+                          where queues.id = jobs.job_queue_id)))
            and ($9::timestamptz is null
                 or jobs.run_at <= $9::timestamptz
                 or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
@@ -189,6 +192,7 @@ head as materialized (
         and jobs.is_available = true
         and jobs.run_at <= now()
         and jobs.job_queue_id = queue.queue_id
+        and jobs.task_id = any($2::int4[])
         for update skip locked
    ) as first
 ),
@@ -264,6 +268,55 @@ picked as materialized (
    ) as first
 ),
 -- include: take_jobs
+
+-- name: free_queues
+-- The queues that the first $4 due jobs of these tasks belong to, of those that nobody holds: after a claim that left them,
+-- queues whose first job somebody has locked, and behind whose jobs others' jobs wait unseen.
+-- takes: task_ids int4[], other_queues text[], passed_queues int4[], jobs int4
+-- gives: queue_id int4
+with recursive level(priority) as (
+  (select jobs.priority
+     from graphile_worker._private_jobs as jobs
+    where jobs.is_available = true
+    order by jobs.priority
+    limit 1)
+  union all
+  select (select jobs.priority
+            from graphile_worker._private_jobs as jobs
+           where jobs.is_available = true
+             and jobs.priority > level.priority
+           order by jobs.priority
+           limit 1)
+    from level
+   where level.priority is not null
+)
+select distinct first.queue_id
+  from (
+    select due.queue_id
+      from level
+     cross join lateral (
+       select jobs.job_queue_id as queue_id
+         from graphile_worker._private_jobs as jobs
+        where jobs.is_available = true
+          and jobs.priority = level.priority
+          and jobs.run_at <= now()
+          and jobs.task_id = any($1::int4[])
+          and (jobs.job_queue_id is null
+               or (jobs.job_queue_id <> all($3::int4[])
+                   and (select queues.is_available and queues.queue_name <> all($2::text[])
+                          from graphile_worker._private_job_queues as queues
+                         where queues.id = jobs.job_queue_id)))
+        order by jobs.priority, jobs.run_at
+        limit $4::int4
+     ) as due
+     limit $4::int4
+  ) as first
+ where first.queue_id is not null
+
+-- name: tell_others
+-- Wakes every worker: a queue became free, and its next job is not one for the worker that freed it.
+-- gives: told int8
+select count(pg_notify('jobs:insert', json_build_object('r', random(), 'count', 1)::text)) as told
 
 -- name: next_due
 -- In how many seconds the next job of these tasks becomes due; null when none waits. One probe for each priority.

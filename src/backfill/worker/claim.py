@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 POLL_WHILE_LISTENING: Final = 2.0  # seconds, at least, between polls while notifications are known to arrive
 _REREAD_TASKS: Final = 60.0  # seconds between readings of the task ids
 _REREAD_IN_VAIN: Final = 1.0  # seconds between readings that a notification for nothing may cause
+_RECONCILE_AGAIN: Final = 1.0  # seconds until what could not be handed back is tried again
+_TELL: Final = 0.05  # seconds between notifications about queues that became free
+_MOST_PASSED: Final = 100  # queues that a poll looks behind at most
 _ASK_DUE: Final = 1.0  # seconds between questions for the next due time that notifications may cause
 _QUIET: Final = 20  # a lane's queue that had nothing is looked at again after so many times what the look cost
 
@@ -53,7 +56,7 @@ class Claimer:
         releaser: Releaser,
         poll_interval: float,
         is_listening: Callable[[], bool],
-        reconcile: Callable[[], Awaitable[None]],
+        reconcile: Callable[[], Awaitable[bool]],
         began_at: datetime | None = None,
     ) -> None:
         """Prepare it; ``run`` is its life.
@@ -66,7 +69,7 @@ class Claimer:
             releaser: Knows what is held and how much waits to be released.
             poll_interval: Seconds between polls while ``is_listening`` says no.
             is_listening: Whether notifications are known to arrive.
-            reconcile: Called after the connection was lost, before the next claim.
+            reconcile: Called after the connection was lost, before the next claim; whether it could do all of it.
             began_at: The database's time at the start of a run that ends when nothing due is left; None to go on for ever.
         """
         self.claims = 0
@@ -84,6 +87,10 @@ class Claimer:
         self._by_priority: dict[int, Lane] = {}
         self._quiet_until: dict[int, float] = {}
         self._behind_at = 0.0
+        self._behind = False
+        self._passed: list[int] = []
+        self._freed = False
+        self._told_at = 0.0
         self._releaser = releaser
         self._poll_interval = poll_interval
         self._is_listening = is_listening
@@ -118,6 +125,7 @@ class Claimer:
     def on_queue_freed(self) -> None:
         """A release has freed a queue: its next job can start."""
         self._quiet_until.clear()
+        self._freed = self._began_at is None
         self.look()
 
     def look_and_ask(self) -> None:
@@ -159,15 +167,17 @@ class Claimer:
             released = self._releaser.ran
             try:
                 got = await self._round()
-                if not got and self._heard and await self._tasks_are_others():
+                if not got and await self._look_further():
                     self.look()
-                    continue
-                if not got and self._ask_due:
-                    await self._learn_next_due()
-                    self.look()  # what became due between the claim and the question was in neither
                     continue
             except (*DRIVER_ERRORS, BackfillError) as error:
                 logger.warning("cannot claim jobs, will try again: %s", str(error) or type(error).__name__)
+                self.look_and_ask()
+                await self._link.pause()
+                continue
+            except Exception:
+                logger.exception("claiming failed in an unforeseen way, will try again")
+                self.compare()  # what was claimed and is not known goes back
                 self.look_and_ask()
                 await self._link.pause()
                 continue
@@ -186,8 +196,10 @@ class Claimer:
         """Claim once for every lane that wants jobs; how many came."""
         losses = self._link.losses
         if losses != self._losses:
-            await self._reconcile()
-            self._losses = losses
+            if await self._reconcile():
+                self._losses = losses
+            else:
+                self.look_in(_RECONCILE_AGAIN)
         if time.monotonic() - self._tasks_read_at > _REREAD_TASKS:
             await self._read_tasks()
         if self._releaser.is_stuck:
@@ -197,6 +209,38 @@ class Claimer:
             if lane.config.queue_name is not None:
                 got += await self._claim_queue(lane, lane.config.queue_name)
         return got
+
+    async def _look_further(self) -> bool:
+        """After a round that claimed nothing: ask what may be behind that. Whether to claim again."""
+        if self._heard and await self._tasks_are_others():
+            return True
+        if self._freed:
+            await self._tell_others()
+        if self._behind and await self._is_more_behind():
+            return True
+        if self._ask_due:
+            await self._learn_next_due()
+            return True  # what became due between the claim and the question was in neither
+        return False
+
+    async def _tell_others(self) -> None:
+        """A queue became free and there was no job of it for us: there may be one for another worker, which has not heard."""
+        wait = self._told_at + _TELL - time.monotonic()
+        if wait > 0:
+            self.look_in(wait)
+            return
+        self._freed, self._told_at = False, time.monotonic()
+        await self._link.fetch("tell_others")
+
+    async def _is_more_behind(self) -> bool:
+        """Whether free queues are left, whose first jobs somebody must have locked; the next claim looks behind them."""
+        idle = sum(lane.idle for lane in self._lanes.values())
+        rows = []
+        if idle and len(self._passed) < _MOST_PASSED:
+            rows = await self._link.fetch("free_queues", self._task_ids, self._other_queues, self._passed, idle)
+        self._passed = [*self._passed, *(row["queue_id"] for row in rows)] if rows else []
+        self._behind = bool(rows)
+        return self._behind
 
     async def _tasks_are_others(self) -> bool:
         """After a notification that led to no job: whether the tasks' rows were collected and made anew meanwhile."""
@@ -234,7 +278,9 @@ class Claimer:
             return 0
         columns: list[Any] = [list(column) for column in zip(*pieces, strict=True)]
         token, sent_at = self._next_token(), time.monotonic()
-        rows = await self._link.fetch("claim_jobs", token, self._task_ids, *columns, self._other_queues, self._began_at)
+        rows = await self._link.fetch(
+            "claim_jobs", token, self._task_ids, *columns, self._other_queues, self._began_at, self._passed
+        )
         jobs: dict[int, list[Claimed]] = {number: [] for number in asked}
         for job in self._received(rows, token, None):
             jobs.setdefault(job.lane.number, []).append(job)
@@ -313,7 +359,7 @@ class Claimer:
             self.look()
         if self._poll_at <= now:
             self._poll_at = now + self._pause()
-            self._ask_due = True
+            self._ask_due = self._behind = True
             self.polls += 1
             self.look()
 

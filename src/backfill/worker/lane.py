@@ -9,6 +9,7 @@ took longer than its like) is handed back, and the lane claims nothing ahead for
 
 import asyncio
 import heapq
+import itertools
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -48,7 +49,8 @@ class Lane:
         self.idle = 0
         self._may_prefetch = True
         self._looked = False
-        self._buffer: list[tuple[int, datetime, int, Claimed]] = []
+        self._buffer: list[tuple[int, datetime, int, int, Claimed]] = []
+        self._number = itertools.count()
         self._waiters: list[asyncio.Future[None]] = []
         self._run_time: float | None = None
         self._paused_until = 0.0
@@ -98,7 +100,7 @@ class Lane:
     def put(self, jobs: Sequence["Claimed"]) -> None:
         """Add claimed jobs; the most urgent start first."""
         for job in jobs:
-            heapq.heappush(self._buffer, (job.priority, job.due, job.id, job))
+            heapq.heappush(self._buffer, (job.priority, job.due, job.id, next(self._number), job))
         for _ in range(min(len(jobs), len(self._waiters))):
             waiter = self._waiters.pop()
             if not waiter.done():
@@ -106,7 +108,7 @@ class Lane:
 
     def take(self) -> "Claimed | None":
         """The most urgent claimed job, for a slot that is free; None when there is none."""
-        return heapq.heappop(self._buffer)[3] if self._buffer else None
+        return heapq.heappop(self._buffer)[-1] if self._buffer else None
 
     async def wait(self) -> None:
         """Wait for ``put``; may return without a job to take."""
@@ -131,14 +133,14 @@ class Lane:
         Args:
             now: The monotonic clock.
         """
-        if not any(now - entry[3].claimed_at > STALE_SECONDS for entry in self._buffer):
+        if not any(now - entry[-1].claimed_at > STALE_SECONDS for entry in self._buffer):
             return []
         self._paused_until = now + PAUSE_SECONDS
         return self.take_all()
 
     def take_all(self) -> list["Claimed"]:
         """Take out everything that has not started."""
-        jobs, self._buffer = [entry[3] for entry in self._buffer], []
+        jobs, self._buffer = [entry[-1] for entry in self._buffer], []
         return jobs
 
 

@@ -31,7 +31,7 @@ async def reconcile(
     lost_connection: str | None,
     held: dict[int, Claimed],
     on_lost: Callable[[Claimed], None],
-) -> int:
+) -> bool:
     """Hand back what is locked by this worker and unknown to it, and report what it holds and has lost.
 
     Args:
@@ -43,7 +43,7 @@ async def reconcile(
         on_lost: Called for each job that it held before and whose row no longer carries its token.
 
     Returns:
-        How many jobs were handed back.
+        Whether all of it could be handed back; not what somebody else's transaction has locked for now.
 
     Raises:
         asyncpg.PostgresError, OSError: The database did not answer; nothing was changed.
@@ -56,8 +56,9 @@ async def reconcile(
     tokens = {token for _, token in ours}
     strangers = [row for row in rows if row["job_id"] is not None and (row["job_id"], row["token"]) not in ours]
     queues = [row for row in rows if row["job_id"] is None and row["token"] not in tokens]
+    complete = True
     if strangers or queues:
-        await pool.fetch(
+        done = await pool.fetchrow(
             text("hand_back", schema),
             [row["queue_id"] for row in queues],
             [row["token"] for row in queues],
@@ -66,9 +67,10 @@ async def reconcile(
             [row["keyed"] for row in strangers],
             [0.0] * len(strangers),
         )
-        logger.info("handed back %d jobs whose claim was carried out although its reply was lost", len(strangers))
+        complete = done is not None and (done["released"], done["freed"]) == (len(strangers), len(queues))
+        logger.info("handed back jobs whose claim was carried out although its reply was lost: %d", len(strangers))
     locked = {(row["job_id"], row["token"]) for row in rows}
     for job in before.values():
         if held.get(job.id) is job and (job.id, job.token) not in locked:
             on_lost(job)
-    return len(strangers)
+    return complete

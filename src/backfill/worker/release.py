@@ -26,7 +26,7 @@ from typing import Any, Final
 import asyncpg
 
 from backfill.db import DRIVER_ERRORS, is_connection_error
-from backfill.errors import BackfillError
+from backfill.errors import BackfillError, DatabaseError
 from backfill.worker.claimed import Claimed, Failure, HandBack, Outcome
 from backfill.worker.link import Link
 
@@ -194,12 +194,19 @@ class Releaser:
             bury,
         )
         freed = rows[0]["freed"] if rows else 0
-        whole = len(rows) == len(group) and freed == len(args[0])
-        verdicts = {row["job_id"]: row for row in rows}
+        verdicts = {row["job_id"]: row for row in rows if row["verdict"] != "refused"}
         for job, outcome in group:
             if job.id in verdicts and isinstance(outcome, Failure):
                 self._report(job, outcome, verdicts[job.id])
-        return await self._done(group, args, released=len(rows), whole=whole)
+        whole = len(verdicts) == len(group) and freed == len(args[0])
+        left = await self._done(group, args, released=len(verdicts), whole=whole)
+        refused = {row["job_id"] for row in rows} - verdicts.keys()
+        for settled in [settled for settled in left if settled[0].id in refused]:
+            left.remove(settled)
+            left += await self._refused(
+                "release_failed", settled, DatabaseError("a trigger kept the row from being stored")
+            )
+        return left
 
     async def _done(
         self, group: Sequence[Settled], args: tuple[Any, ...], *, released: int, whole: bool

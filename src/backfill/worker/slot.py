@@ -210,6 +210,10 @@ class _InContext:
                 waits_for = run(step, value)
             except StopIteration as end:
                 return end.value
+            except GeneratorExit as error:
+                if value is error:  # this coroutine is being closed
+                    raise
+                raise RuntimeError("the handler raised GeneratorExit") from error
             try:
                 value = yield waits_for
                 step = self._coroutine.send
@@ -220,8 +224,8 @@ class _InContext:
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         function(*arguments)
-    except StopIteration as error:  # which no future can carry
-        raise RuntimeError("the handler raised StopIteration") from error
+    except (StopIteration, GeneratorExit) as error:  # which mean something else to whoever waits for the thread
+        raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 
 
 async def _limited(run: Any, seconds: float) -> None:

@@ -39,6 +39,7 @@ CHANNEL: Final = "jobs:insert"
 _LAST_PHASE: Final = 5.0  # seconds of a stop that are for handlers which have to be cancelled
 _CLAIM_ENDS: Final = 2.0  # seconds that a claim under way is given at a stop
 _RECONCILE: Final = 600.0  # seconds between comparisons of our locks with memory when nothing was lost
+_LOCK_TIMEOUT: Final = "200ms"  # that a release waits for a dead letter's row
 _NAG: Final = 30.0  # seconds between warnings about handlers that can't be cancelled
 
 
@@ -142,12 +143,12 @@ class Worker:
             await asyncio.wait([waiter, *self._loops, *self._slot_tasks], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self.hurry.set()
-            await self._stop(abandon=False)
+            await self._stop_to_the_end(abandon=False)
             raise
         finally:
             waiter.cancel()
         ended = self._ended()
-        abandoned = await self._stop(abandon=abandon)
+        abandoned = await self._stop_to_the_end(abandon=abandon)
         for part in ended:
             raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
         return abandoned
@@ -163,10 +164,10 @@ class Worker:
             await asyncio.wait([*self._loops, *self._slot_tasks], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self.hurry.set()
-            await self._stop(abandon=False)
+            await self._stop_to_the_end(abandon=False)
             raise
         ended = self._ended()
-        await self._stop(abandon=False)
+        await self._stop_to_the_end(abandon=False)
         for part in ended:
             if part is not self._claiming or part.exception() is not None:
                 raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
@@ -189,6 +190,8 @@ class Worker:
     async def _connect(self, purpose: str) -> "asyncpg.Connection[asyncpg.Record]":
         settings = WORKER_SETTINGS if purpose != "listen" else {}
         named = {**settings, "application_name": f"{self.id}:{purpose}"}
+        if purpose == "release":  # somebody's open transaction on a dead letter holds up that one job alone
+            named["lock_timeout"] = _LOCK_TIMEOUT
         return await connect(self._config.database_url, settings=named)
 
     # -- what the parts tell each other -----------------------------------------------------------
@@ -216,14 +219,14 @@ class Worker:
         if not self._drains:
             self.claimer.look_in(seconds)
 
-    async def _reconcile(self) -> None:
+    async def _reconcile(self) -> bool:
         by_job = {id(slot.current): slot for slot in self.slots if slot.current is not None}
 
         def lost(job: Claimed) -> None:
             if id(job) in by_job and by_job[id(job)].current is job:
                 by_job[id(job)].cancel("lost")
 
-        await reconcile(
+        return await reconcile(
             self._client.pool,
             self._config.schema,
             worker_id=self.id,
@@ -259,6 +262,23 @@ class Worker:
                 )
 
     # -- stopping -------------------------------------------------------------------------------
+
+    async def _stop_to_the_end(self, *, abandon: bool) -> int:
+        """Stop, also when whoever waits for it is cancelled meanwhile; that hurries it, and is raised at the end."""
+        cancelled: asyncio.CancelledError | None = None
+        stopping = asyncio.create_task(self._stop(abandon=abandon), name="stop")
+        while True:
+            try:
+                abandoned = await asyncio.shield(stopping)
+                break
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self.hurry.set()
+                if stopping.done():  # everything was cancelled, as asyncio.run does at its end
+                    stopping = asyncio.create_task(self._stop(abandon=False), name="stop")
+        if cancelled is not None:
+            raise cancelled
+        return abandoned
 
     async def _stop(self, *, abandon: bool) -> int:
         total = self._config.shutdown_timeout.total_seconds()
@@ -298,7 +318,8 @@ class Worker:
             await asyncio.wait([self._claiming])
         if self.claimer.in_doubt:
             try:
-                await asyncio.wait_for(self._reconcile(), patience)
+                async with asyncio.timeout(patience):
+                    await self._reconcile()
             except (*DRIVER_ERRORS, BackfillError) as error:
                 logger.warning(
                     "jobs of the last claim, whose reply was lost, may stay locked by %s: %s",
