@@ -316,25 +316,22 @@ async def test_no_task_or_connection_is_left(sql: "Sql", run_worker: "RunWorker"
 
 
 @pytest.mark.parametrize("way", ["run", "drain"])
-async def test_a_part_that_ends_by_itself_stops_the_worker_in_order(
-    sql: "Sql", run_worker: "RunWorker", make_runner: "MakeRunner", way: str
+async def test_a_slot_that_ends_by_itself_stops_the_worker_in_order(
+    sql: "Sql", make_runner: "MakeRunner", until: "Until", way: str
 ) -> None:
-    """What a closed coroutine raises is taken for the end of the slot itself; whatever else may end one, it is not hidden."""
-    held, both = Held(), asyncio.Event()
-
-    @task("closes")
-    async def closes() -> None:
-        await both.wait()
-        raise GeneratorExit
-
-    @task("task")
-    async def other_one() -> None:
-        both.set()
-
-    await sql.add_many(1, "closes")
-    await sql.add_many(1)
-    runner = await make_runner(held.task, closes, other_one, shutdown_timeout=NEVER)
-    with pytest.raises(RuntimeError, match=r"slot.*ended by itself") as caught:
-        await (runner.run_until_cancelled(asyncio.Event()) if way == "run" else runner.process_available_jobs())
-    assert isinstance(caught.value.__cause__, GeneratorExit)
-    await nothing_happened(sql, 1)
+    held = Held()
+    await sql.add("held")
+    runner = await make_runner(held.task, shutdown_timeout=NEVER)
+    run = runner.run_until_cancelled(asyncio.Event()) if way == "run" else runner.process_available_jobs()
+    running = asyncio.create_task(run)
+    await until(lambda: held.started == 1, "one slot is busy")
+    worker = runner.worker
+    assert worker is not None
+    next(task for slot, task in zip(worker.slots, worker._slot_tasks, strict=True) if slot.current is None).cancel()
+    await until(lambda: worker.claimer.stopping, "it stops")
+    held.may_end.set()
+    async with asyncio.timeout(30):
+        with pytest.raises((RuntimeError, asyncio.CancelledError)):
+            await running
+    assert held.finished == 1
+    await nothing_happened(sql, 0)

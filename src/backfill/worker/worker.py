@@ -265,6 +265,7 @@ class Worker:
 
     async def _stop_to_the_end(self, *, abandon: bool) -> int:
         """Stop, also when whoever waits for it is cancelled meanwhile; that hurries it, and is raised at the end."""
+        self.claimer.stopping = True  # at once: slots that were cancelled together with this look at it
         cancelled: asyncio.CancelledError | None = None
         stopping = asyncio.create_task(self._stop(abandon=abandon), name="stop")
         while True:
