@@ -65,7 +65,7 @@ class Ran:
 
     async def total(self, count: int) -> None:
         """Wait for that many runs in all."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while self.runs.total() < count:
                 self._changed.clear()
                 await self._changed.wait()

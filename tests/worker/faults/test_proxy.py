@@ -1,12 +1,15 @@
 """The proxy of these tests strikes exactly where it says."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
 from tests.support.proxy import Proxy, Sent, Session
 from tests.support.until import until_alone
+
+from backfill.embedded import EmbeddedServer
 
 INSERT = "insert into seen values ($1)"
 
@@ -112,4 +115,30 @@ async def test_a_server_that_goes_away_is_a_client_s_lost_connection(empty_db: A
         connection.add_termination_listener(lambda _: lost.set())
         await seen.execute("select pg_terminate_backend($1)", connection.get_server_pid())
         await asyncio.wait_for(lost.wait(), 10)
+        await connection.close()
+
+
+@pytest.fixture
+async def tcp_dsn() -> AsyncIterator[str]:
+    """A server that is reached by TCP and asks for a password."""
+    server = await asyncio.to_thread(EmbeddedServer(tcp=True).start)
+    yield server.dsn()
+    await asyncio.to_thread(server.stop)
+
+
+async def test_each_message_of_a_password_s_exchange_has_its_answer(tcp_dsn: str) -> None:
+    for number in (1, 2, 3):
+        sent: list[str] = []
+
+        def rule(message: Sent, strike_at: int = number, sent: list[str] = sent) -> Any:
+            sent.append(message.kind)
+            return "after" if message.number == strike_at else None
+
+        async with Proxy(tcp_dsn, rule) as proxy:
+            with pytest.raises((asyncpg.ConnectionDoesNotExistError, ConnectionError)):
+                await asyncpg.connect(proxy.dsn)
+        assert sent == ["startup", "p", "p"][:number]
+    async with Proxy(tcp_dsn) as proxy:
+        connection = await asyncpg.connect(proxy.dsn)
+        assert await connection.fetchval("select 1") == 1
         await connection.close()

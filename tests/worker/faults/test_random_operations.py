@@ -41,12 +41,15 @@ class Handlers:
     Attributes:
         succeeded: How often each job's run succeeded.
         overlaps: Runs that began while one of the same job, or of the same serial queue, had not ended.
+        tried: Jobs that a handler was about to add; a stop may have cut it short.
+        added: Those that it knows it added.
     """
 
     def __init__(self, next_number: Callable[[], int]) -> None:
         self.succeeded: Counter[int] = Counter()
         self.overlaps: list[str] = []
-        self.added: list[int] = []
+        self.tried: set[int] = set()
+        self.added: set[int] = set()
         self._running: set[int | str] = set()
         self._next_number = next_number
 
@@ -67,8 +70,9 @@ class Handlers:
     async def _do(self, does: str, ctx: WorkerContext) -> None:
         if does == "add another":
             number = self._next_number()
+            self.tried.add(number)
             await ctx.enqueue("work", {"job": number, "does": "succeed"})
-            self.added.append(number)
+            self.added.add(number)
         if does == "fail for good":
             raise ValidationFailed(does)
         if does == "fail" or (does == "succeed at the second try" and ctx.attempt == 1):
@@ -158,12 +162,12 @@ class Driver:
         job = await self._client.remove_job(self.random.choice(KEYS))
         if job is not None and job.locked_by is None:
             self._took_out([job])
-        return str(job)
+        return names([job] if job else [])
 
     async def reschedule(self) -> str:
         ids = await self._some_ids()
         if self.random.random() < 0.5:
-            return str(await self._client.retry_jobs(ids))
+            return names(await self._client.retry_jobs(ids))
         return str(
             await self._client.reschedule_jobs(ids, run_at=await self._soon(), priority=self.random.randint(-5, 5))
         )
@@ -171,12 +175,12 @@ class Driver:
     async def complete(self) -> str:
         jobs = await self._client.complete_jobs(await self._some_ids())
         self.taken |= {job.payload["job"] for job in jobs}
-        return str(jobs)
+        return names(jobs)
 
     async def cancel(self) -> str:
         jobs = await self._client.cancel_jobs(await self._some_ids())
         self._took_out(jobs)
-        return str(jobs)
+        return names(jobs)
 
     async def fail(self) -> str:
         return str(await self._client.fail_jobs(await self._some_ids(), "for the test"))
@@ -231,6 +235,11 @@ class Driver:
         return f"{ended} of {role}"
 
 
+def names(jobs: list[Job]) -> str:
+    """Jobs in the log."""
+    return ", ".join(f"{job.payload['job']} as {job.id}" for job in jobs)
+
+
 @pytest.fixture
 async def overwritten(sql: Sql) -> Overwritten:
     """Gives the jobs whose entry in the dead letter queue was taken over by a later one with the same key."""
@@ -268,7 +277,11 @@ async def test_every_job_is_somewhere_once(
         for number in range(1, OPERATIONS + 1):
             await driver.do_something()
             if number % (OPERATIONS // 4) == 0:
-                await workers.pop(0).end()
+                leaving = workers.pop(0)
+                leaving.stop.set()
+                if driver.random.random() < 0.5:
+                    leaving.runner.hurry()  # its handlers are cancelled
+                await leaving.task
                 workers.append(await start())
         await until(lambda: has_nothing_to_do(sql, workers), "all that is due has been run")
         for running in workers:
@@ -290,14 +303,14 @@ async def wrong(driver: Driver, sql: Sql) -> list[str]:
     """What does not add up."""
     found = await places(sql.connection, sql.schema)
     succeeded = driver.handlers.succeeded
-    added = driver.added | set(driver.handlers.added)
+    surely, perhaps = driver.added | driver.handlers.added, driver.handlers.tried
     faults = driver.handlers.overlaps + await contradictions(sql.connection, sql.schema)
-    for number in added:
+    for number in surely | perhaps:
         where = [place for place in found.get(number, []) if place != "history"]
         ends = len(where) + succeeded[number]
-        if ends > 1 or (ends == 0 and number not in driver.taken):
+        if ends > 1 or (ends == 0 and number in surely and number not in driver.taken):
             faults.append(f"job {number}: in {where}, succeeded {succeeded[number]} times, {number in driver.taken=}")
-    faults += [f"job {number} was never added" for number in found.keys() - added]
+    faults += [f"job {number} was never added" for number in found.keys() - surely - perhaps]
     if await sql.locks() != (0, 0):
         faults.append("something is still locked")
     return faults

@@ -1,16 +1,13 @@
 """The database server restarts under a worker that runs 50 jobs while 500 wait."""
 
 import asyncio
-import os
-import tempfile
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Literal
 
 import asyncpg
 import pytest
-from tests.conftest import MEMORY, SCHEMA
+from tests.conftest import SCHEMA
 from tests.support.places import locks
 from tests.support.until import until
 from tests.worker.faults.conftest import Ran
@@ -26,9 +23,7 @@ RUNNING, WAITING = 50, 500
 @pytest.fixture
 async def own_server() -> AsyncIterator[EmbeddedServer]:
     """A server that this test may restart."""
-    folder = Path(tempfile.mkdtemp(dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
-    server = EmbeddedServer(folder, settings={"fsync": "off"}, temporary=True)
-    await asyncio.to_thread(server.start)
+    server = await asyncio.to_thread(EmbeddedServer().start)
     yield server
     await asyncio.to_thread(server.stop)
 
