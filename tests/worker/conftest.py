@@ -14,9 +14,10 @@ import asyncpg
 import pytest
 
 from backfill.db import WORKER_SETTINGS
-from backfill.model import Task, TaskHandler
+from backfill.model import Task, TaskHandler, task
 from backfill.sql import text, with_schema
 from backfill.worker import WorkerConfig, WorkerRunner
+from backfill.worker.lane import Lane
 from backfill.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -169,6 +170,38 @@ class Running:
         self.stop.set()
         async with asyncio.timeout(60):
             return await self.task
+
+
+class Ahead:
+    """A task whose jobs are quick, until some are claimed ahead of a lane's only slot: then one waits for the test.
+
+    Attributes:
+        blocked: Set when one waits.
+        may_end: Set it to have that one end, and the others as quickly as before.
+        most: The most jobs that were seen waiting behind a running one.
+        wrong: Those of them that have a key or a queue.
+    """
+
+    def __init__(self) -> None:
+        self.blocked, self.may_end = asyncio.Event(), asyncio.Event()
+        self.most, self.wrong = 0, 0
+        self.lanes: list[Lane] = []
+
+        @task("task")
+        async def mostly_quick() -> None:
+            buffered = [entry[-1] for lane in self.lanes for entry in lane._buffer]
+            self.most = max(self.most, len(buffered))
+            self.wrong += sum(job.keyed or job.queue_id is not None for job in buffered)
+            if len(buffered) >= 5 and not self.blocked.is_set():
+                self.blocked.set()
+                await self.may_end.wait()
+
+        self.task = mostly_quick
+
+
+@pytest.fixture
+def ahead() -> Ahead:
+    return Ahead()
 
 
 Defined = Task[Any] | type[TaskHandler]

@@ -10,7 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.conftest import Database
-    from tests.worker.conftest import Claims, Sql
+    from tests.worker.conftest import Claims, Sql, Until
 
 MakeClaims = Callable[[str], Awaitable["Claims"]]
 
@@ -150,6 +150,34 @@ async def test_two_workers_never_take_one_job_or_one_queue_twice(sql: "Sql", mak
     for taken in order.values():
         assert taken == sorted(taken), "a queue gives its jobs in their order"
     assert await sql.locks() == (0, 0)
+
+
+async def test_a_queue_that_was_taken_since_a_claim_began_is_passed_by(
+    sql: "Sql", make_claims: MakeClaims, until: "Until"
+) -> None:
+    """The slow claim has seen the queue free; when it comes to lock it, a worker for another task has it and runs its job."""
+    slow, quick = await make_claims("backfill-slow"), await make_claims("backfill-quick")
+    await sql.add_many(60_000, queue="'held'", priority="-1", run_at="now()")
+    await sql.run("update graphile_worker._private_job_queues set locked_at = now(), locked_by = 'node'")
+    assert await slow.take() == []  # prepares it, so that what is active from now on is its execution
+    await sql.add("other", queue_name="q")
+    await sql.add("task", queue_name="q")
+    pid = slow.sql.connection.get_server_pid()
+    claiming = asyncio.create_task(slow.take())
+    await until(lambda: active(sql, pid), "the slow claim looks at what the held queue has")
+    taken = await quick.take_head("q", ("other",))
+    assert not claiming.done(), "the slow one was not slow enough for this test"
+    assert len(taken) == 1
+    assert await claiming == []
+    assert (
+        await sql.value("select locked_by from graphile_worker._private_job_queues where queue_name = 'q'")
+        == quick.token
+    )
+
+
+async def active(sql: "Sql", pid: int) -> bool:
+    state = "select state = 'active' and query like 'with piece%' from pg_stat_activity where pid = $1"
+    return bool(await sql.value(state, pid))
 
 
 async def test_tokens_of_two_claims_differ(sql: "Sql", claims: "Claims") -> None:

@@ -148,6 +148,11 @@ async def test_claiming_waits_while_outcomes_pile_up_and_goes_on_by_itself(
             await sql.run("select pg_notify('jobs:insert', '')")
             await until(lambda: running.worker.releaser.is_stuck, "outcomes pile up")
             await until(lambda: not any(slot.current for slot in running.worker.slots), "what was claimed has run")
+            claims, notified = running.worker.claimer.claims, running.worker.claimer.notified
+            await sql.run("select pg_notify('jobs:insert', '')")
+            await until(lambda: running.worker.claimer.notified > notified, "there is a reason to look")
+            await until(lambda: running.worker.claimer._due_at is None, "no timer is set that would wake it later")
+            assert running.worker.claimer.claims == claims
             assert ran < 500
         await until(lambda: none_left(sql), "all have been released")
     assert len(await sql.dead()) == ran == 500

@@ -14,7 +14,7 @@ from backfill.worker import QueueConfig, WorkerConfig, WorkerContext, WorkerRunn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.worker.conftest import MakeRunner, RunWorker, Sql, Until
+    from tests.worker.conftest import Ahead, MakeRunner, RunWorker, Sql, Until
 
 NEVER = timedelta(hours=1)
 SHORT = timedelta(seconds=0.4)
@@ -73,25 +73,19 @@ async def test_what_runs_may_finish_and_what_waits_is_left(sql: "Sql", run_worke
     await nothing_happened(sql, 150)
 
 
-async def test_what_was_claimed_ahead_goes_back(sql: "Sql", run_worker: "RunWorker", until: "Until") -> None:
-    blocked, may_end = asyncio.Event(), asyncio.Event()
-
-    @task("task")
-    async def mostly_quick(payload: dict[str, int]) -> None:
-        if payload["n"] == 200:
-            blocked.set()
-            await may_end.wait()
-
-    await sql.add_many(600)
-    async with run_worker(mostly_quick, ready=False, queue_configs=[QueueConfig("only", 1)]) as running:
+async def test_what_was_claimed_ahead_goes_back(
+    sql: "Sql", run_worker: "RunWorker", until: "Until", ahead: "Ahead"
+) -> None:
+    await sql.add_many(4_000)
+    async with run_worker(ahead.task, ready=False, queue_configs=[QueueConfig("only", 1)]) as running:
+        ahead.lanes += running.worker.lanes
         async with asyncio.timeout(30):
-            await blocked.wait()
-        assert running.worker.lanes[0].buffered > 0
+            await ahead.blocked.wait()
         running.stop.set()
         await until(lambda: len(running.worker.releaser.held) == 1, "all but the running one went back")
-        may_end.set()
+        ahead.may_end.set()
         assert await running.end() == 0
-    await nothing_happened(sql, 400)
+    await nothing_happened(sql, 4_000 - running.worker.releaser.ran)
 
 
 @pytest.mark.parametrize("queue", [None, "q"])

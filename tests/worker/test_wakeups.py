@@ -13,7 +13,7 @@ from backfill.worker import QueueConfig, WorkerContext
 from backfill.worker.maintenance import notified_count
 
 if TYPE_CHECKING:
-    from tests.worker.conftest import RunWorker, Sql, Until
+    from tests.worker.conftest import Ahead, RunWorker, Sql, Until
 
     from backfill.client import BackfillClient
 
@@ -174,27 +174,17 @@ async def test_an_urgent_job_overtakes_bulk_work(sql: "Sql", run_worker: "RunWor
 
 
 async def test_what_was_claimed_ahead_goes_back_when_a_handler_takes_unexpectedly_long(
-    sql: "Sql", run_worker: "RunWorker", until: "Until"
+    sql: "Sql", run_worker: "RunWorker", until: "Until", ahead: "Ahead"
 ) -> None:
-    blocked, may_end = asyncio.Event(), asyncio.Event()
-
-    @task("task")
-    async def mostly_quick(payload: dict[str, int]) -> None:
-        if payload["n"] == 200:
-            blocked.set()
-            await may_end.wait()
-
-    async with run_worker(mostly_quick, queue_configs=[QueueConfig("only", 1)], ready=False) as running:
-        await sql.add_many(600)
-        await sql.run("select pg_notify('jobs:insert', '')")
+    await sql.add_many(4_000)
+    async with run_worker(ahead.task, queue_configs=[QueueConfig("only", 1)], ready=False) as running:
+        ahead.lanes += running.worker.lanes
         async with asyncio.timeout(30):
-            await blocked.wait()
-        lane = running.worker.lanes[0]
-        assert lane.buffered > 0, "there was something claimed ahead"
+            await ahead.blocked.wait()
         await until(lambda: len(running.worker.releaser.held) == 1, "all but the one that runs went back")
         assert await sql.locks() == (1, 0)
         assert await sql.count("locked_by is null and attempts <> 0") == 0
-        may_end.set()
+        ahead.may_end.set()
         await until(lambda: none_left(sql), "they all run in the end")
 
 
@@ -203,27 +193,18 @@ async def none_left(sql: "Sql") -> bool:
 
 
 async def test_neither_keyed_nor_serial_jobs_are_claimed_ahead(
-    sql: "Sql", run_worker: "RunWorker", until: "Until"
+    sql: "Sql", run_worker: "RunWorker", until: "Until", ahead: "Ahead"
 ) -> None:
-    blocked, may_end = asyncio.Event(), asyncio.Event()
-
-    @task("task")
-    async def mostly_quick(payload: dict[str, int]) -> None:
-        if payload["n"] == 200:
-            blocked.set()
-            await may_end.wait()
-
-    async with run_worker(mostly_quick, queue_configs=[QueueConfig("only", 1)], ready=False) as running:
-        await sql.add_many(200)
-        await sql.add_many(200, key="'k' || n")
-        await sql.add_many(200, queue="'q' || n")
-        await sql.run("select pg_notify('jobs:insert', '')")
-        async with asyncio.timeout(30):
-            await blocked.wait()
-        held = list(running.worker.releaser.held.values())
-        assert [job for job in held if job.keyed or job.queue_id is not None] == []
-        may_end.set()
-        await until(lambda: none_left(sql), "they all run in the end")
+    """They are claimed one by one when they are the next to run; in between the others are claimed ahead."""
+    await sql.add_many(
+        4_000, key="case when n % 70 = 0 then 'k' || n end", queue="case when n % 90 = 0 then 'q' || n end"
+    )
+    async with run_worker(ahead.task, queue_configs=[QueueConfig("only", 1)], ready=False) as running:
+        ahead.lanes += running.worker.lanes
+        ahead.may_end.set()
+        await until(lambda: none_left(sql), "they all run", limit=60)
+    assert ahead.most > 0
+    assert ahead.wrong == 0
 
 
 @pytest.mark.parametrize("payload", ['{"r":0.5,"count":0}', '{"r":0.5,"count":-1}'])
@@ -232,14 +213,16 @@ async def test_notifications_of_nothing_are_ignored(
 ) -> None:
     count = Count()
     async with run_worker(count.task) as running:
+        claimer = running.worker.claimer
+        await until(lambda: claimer._due_at is None and not claimer._ask_due, "nothing else would wake the worker")
         await sql.add_many(1)  # silently
-        claims = running.worker.claimer.claims
+        claims = claimer.claims
         for _ in range(20):
             await sql.run("select pg_notify('jobs:insert', $1)", payload)
         await sql.run("select pg_notify('jobs:insert', '')")
         await until(lambda: len(count.payloads) == 1, "the last one was heard")
-        assert running.worker.claimer.notified == 1
-        assert running.worker.claimer.claims - claims <= 2
+        assert claimer.notified == 1
+        assert claimer.claims - claims <= 2
 
 
 @pytest.mark.parametrize(
@@ -267,19 +250,25 @@ def test_what_notifications_say(payload: str, count: int) -> None:
 
 async def test_a_retry_has_its_own_timer(sql: "Sql", run_worker: "RunWorker", until: "Until") -> None:
     seen: list[int] = []
+    may_fail = asyncio.Event()
 
     @task("task", retry_policy=SLOW)
     async def third_time_lucky(ctx: WorkerContext) -> None:
         seen.append(ctx.attempt)
+        await may_fail.wait()
         if ctx.attempt < 3:
             raise RuntimeError("again")
 
     async with run_worker(third_time_lucky) as running:
-        began = time.monotonic()
         await sql.add(max_attempts=3)
+        await until(lambda: seen == [1], "it runs")
+        claimer = running.worker.claimer
+        await until(lambda: claimer._due_at is None and not claimer._ask_due, "nothing else would wake the worker")
+        began = time.monotonic()
+        may_fail.set()
         await until(lambda: seen == [1, 2, 3], "it was tried three times")
         assert time.monotonic() - began >= 0.4, "no sooner than its policy says"
-        assert running.worker.claimer.polls == 0
+        assert claimer.polls == 0
         await until(lambda: none_left(sql), "it is done")
 
 

@@ -251,10 +251,7 @@ class Claimer:
         return before != self._task_ids
 
     async def _read_tasks(self) -> None:
-        for _ in range(2):  # the first time, a row may come from a transaction that was open when the statement began
-            rows = await self._link.fetch("register_tasks", list(self._by_name))
-            if len(rows) == len(self._by_name):
-                break
+        rows = await self._link.fetch("register_tasks", list(self._by_name))
         self._by_task = {row["id"]: self._by_name[row["identifier"]] for row in rows}
         self._task_ids = sorted(self._by_task)
         self._tasks_read_at = time.monotonic()
