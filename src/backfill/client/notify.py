@@ -18,7 +18,7 @@ import logging
 import random
 from typing import Final
 
-from backfill.db import DRIVER_ERRORS, Pool
+from backfill.db import DRIVER_ERRORS, Pool, mark_unchanged
 from backfill.sql import text
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,8 @@ class Notifier:
 
     async def _send(self, count: int) -> None:
         try:
-            await self._pool.execute(text("notify_jobs", self._schema), notification(count))
+            async with self._pool.acquire() as connection:
+                await connection.execute(text("notify_jobs", self._schema), notification(count))
+                mark_unchanged(connection)
         except DRIVER_ERRORS as error:
             logger.warning("%d new jobs could not be announced; workers find them by polling: %s", count, error)
