@@ -135,7 +135,10 @@ def test_a_message_can_make_a_final_error_retryable(message: str) -> None:
     assert is_retryable(KeyError(message))
 
 
-@pytest.mark.parametrize("message", ["", "500", "15020 rows", "1429", "no such user", "timeless", "reconnected"])
+@pytest.mark.parametrize(
+    "message",
+    ["", "500", "15020 rows", "1429", "no such user", "timeless", "reconnected", "line 502", "at position 504"],
+)
 def test_other_messages_change_nothing(message: str) -> None:
     assert not is_retryable(ValueError(message))
     assert is_retryable(RuntimeError(message))

@@ -379,3 +379,15 @@ select count(pg_terminate_backend(pid, $2::int8)) as backends
 -- The database's clock: the time that decides what is due.
 -- gives: now timestamptz
 select now() as now
+
+-- name: begin_scan
+-- Whether this session is now the one that scans for used-up jobs of the schema.
+-- takes: schema_name text
+-- gives: ours bool
+select pg_try_advisory_lock(hashtextextended('backfill dead letter scan of ' || $1::text, 0)) as ours
+
+-- name: end_scan
+-- The counterpart of begin_scan.
+-- takes: schema_name text
+-- gives: was_ours bool
+select pg_advisory_unlock(hashtextextended('backfill dead letter scan of ' || $1::text, 0)) as was_ours

@@ -33,7 +33,8 @@ _NOT_RETRYABLE: Final = (
 )
 _PASSING: Final = re.compile(
     r"time[d ]?\s?-?out|temporar|unavailable|connection|connect to|network|too many requests|rate.?limit|throttl"
-    r"|try again|deadlock|serializ\w+ failure|\b(?:429|502|503|504)\b",
+    r"|try again|deadlock|serializ\w+ failure"
+    r"|(?<!line )(?<!column )(?<!position )(?<!byte )(?<!char )\b(?:429|502|503|504)\b",
     re.IGNORECASE,
 )
 _SLOT: Final = str(Path(__file__).with_name("slot.py"))

@@ -76,6 +76,9 @@ class QueueConfig:
         return self.priority_range or (LOWEST_PRIORITY, HIGHEST_PRIORITY)
 
 
+DEAD_LETTER_LANE: Final = QueueConfig.named_queue(DEAD_LETTER_QUEUE, 2)  # as the environment has it by default
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerConfig:
     """How a worker runs. Reads no environment; ``from_env`` does.
@@ -208,7 +211,7 @@ class _Environment:
             QueueConfig.priority_queue("fast", self.number("FAST_QUEUE_CONCURRENCY", 10, least=1), LOWEST_PRIORITY, -1),
             QueueConfig.priority_queue("bulk", self.number("BULK_QUEUE_CONCURRENCY", 5, least=1), 0, HIGHEST_PRIORITY),
         ]
-        dead_letter = self.number("DEAD_LETTER_QUEUE_CONCURRENCY", 2, least=0)
+        dead_letter = self.number("DEAD_LETTER_QUEUE_CONCURRENCY", DEAD_LETTER_LANE.concurrency, least=0)
         if dead_letter:
             lanes.append(QueueConfig.named_queue(DEAD_LETTER_QUEUE, dead_letter))
         return lanes

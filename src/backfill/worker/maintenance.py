@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from backfill.client.dlq_bulk import process_failed_jobs
 from backfill.db import DRIVER_ERRORS
 from backfill.errors import BackfillError
+from backfill.sql import text
 
 if TYPE_CHECKING:
     from backfill.client import BackfillClient
@@ -40,8 +42,15 @@ class DeadLetterScanner:
         self._moved_by = moved_by
 
     async def run_once(self) -> int:
-        """Scan once; how many jobs were moved."""
-        moved = await self._client.process_failed_jobs(moved_by=self._moved_by)
+        """Scan once, unless another process does; how many jobs were moved."""
+        schema = self._client.schema
+        async with self._client.pool.acquire() as connection:
+            if not await connection.fetchval(text("begin_scan", schema), schema):
+                return 0
+            try:
+                moved = await process_failed_jobs(connection, schema, moved_by=self._moved_by)
+            finally:
+                await connection.fetchval(text("end_scan", schema), schema)
         if moved:
             logger.info("moved %d used-up jobs to the dead letter queue", moved)
         return moved

@@ -24,7 +24,7 @@ from backfill.db import DRIVER_ERRORS, WORKER_SETTINGS, Listener, connect
 from backfill.errors import BackfillError
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
-from backfill.worker.config import QueueConfig, WorkerConfig
+from backfill.worker.config import DEAD_LETTER_LANE, QueueConfig, WorkerConfig
 from backfill.worker.handler import Handler
 from backfill.worker.lane import STALE_SECONDS, gaps, make_lanes
 from backfill.worker.link import Link
@@ -254,7 +254,7 @@ class Worker:
             ranges = ", ".join(f"{low}..{high}" for low, high in left_out)
             logger.warning("no lane of this worker runs jobs of the priorities %s", ranges)
         for lane in self.lanes:
-            if lane.config.queue_name is not None and lane.config.concurrency > 1:
+            if lane.config.queue_name is not None and lane.config.concurrency > 1 and lane.config != DEAD_LETTER_LANE:
                 logger.warning(
                     "lane %s has %d slots, but the jobs of a serial queue run one at a time",
                     lane.config.name,
