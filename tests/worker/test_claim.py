@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from backfill.errors import InvalidInput
+from backfill.model import task
+from backfill.worker import WorkerContext
+
 if TYPE_CHECKING:
-    from tests.worker.conftest import Claims, Sql
+    from tests.worker.conftest import Claims, MakeRunner, Sql
 
 SOON = timedelta(seconds=60)
 AGO = timedelta(seconds=-60)
@@ -271,3 +275,22 @@ async def test_next_due(sql: "Sql", claims: "Claims") -> None:
     found = await seconds()
     assert found is not None
     assert 60 < found <= 120
+
+
+@pytest.mark.parametrize("run_at", ["-infinity", "4713-01-01 BC", "0001-01-01 00:00+14"])
+@pytest.mark.parametrize("queue", [None, "q"])
+async def test_times_before_python_s_first_date(
+    sql: "Sql", make_runner: "MakeRunner", run_at: str, queue: str | None
+) -> None:
+    seen: list[Any] = []
+
+    @task("task")
+    async def note(ctx: WorkerContext) -> None:
+        seen.append(ctx.job.run_at)
+        raise InvalidInput("no")
+
+    job_id = await sql.add(queue_name=queue)
+    await sql.run("update graphile_worker._private_jobs set run_at = $1::text::timestamptz", run_at)
+    assert await (await make_runner(note)).process_available_jobs() == 1
+    assert [moment.year for moment in seen] == [1]
+    assert await sql.value("select original_job_id from graphile_worker.backfill_dlq") == job_id

@@ -1,9 +1,11 @@
 """Claims never wait for rows that others have locked, and never take what another claim takes at the same time."""
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -152,27 +154,58 @@ async def test_two_workers_never_take_one_job_or_one_queue_twice(sql: "Sql", mak
     assert await sql.locks() == (0, 0)
 
 
+@contextlib.asynccontextmanager
+async def slow_claim(sql: "Sql", claims: "Claims", until: "Until") -> AsyncIterator["asyncio.Task[list[Any]]"]:
+    """A claim that has begun, and has to look at very much before it locks anything; what it claims is the task's result."""
+    await sql.add_many(60_000, queue="'held'", priority="-1", run_at="now()")
+    await sql.run("update graphile_worker._private_job_queues set locked_at = now() where queue_name = 'held'")
+    pid = claims.sql.connection.get_server_pid()
+    claiming = asyncio.create_task(claims.take())
+    await until(lambda: active(sql, pid), "it looks at what the held queue has")
+    yield claiming
+    assert not claiming.done(), "the claim was not slow enough for this test"
+    await claiming
+
+
 async def test_a_queue_that_was_taken_since_a_claim_began_is_passed_by(
     sql: "Sql", make_claims: MakeClaims, until: "Until"
 ) -> None:
     """The slow claim has seen the queue free; when it comes to lock it, a worker for another task has it and runs its job."""
     slow, quick = await make_claims("backfill-slow"), await make_claims("backfill-quick")
-    await sql.add_many(60_000, queue="'held'", priority="-1", run_at="now()")
-    await sql.run("update graphile_worker._private_job_queues set locked_at = now(), locked_by = 'node'")
-    assert await slow.take() == []  # prepares it, so that what is active from now on is its execution
     await sql.add("other", queue_name="q")
-    await sql.add("task", queue_name="q")
-    pid = slow.sql.connection.get_server_pid()
-    claiming = asyncio.create_task(slow.take())
-    await until(lambda: active(sql, pid), "the slow claim looks at what the held queue has")
-    taken = await quick.take_head("q", ("other",))
-    assert not claiming.done(), "the slow one was not slow enough for this test"
-    assert len(taken) == 1
-    assert await claiming == []
+    await sql.add("task", queue_name="q", run_at=timedelta(seconds=1))
+    assert await slow.take() == []  # prepares it, so that what is active from now on is its execution
+    await sql.run("update graphile_worker._private_jobs set run_at = now()")
+    async with slow_claim(sql, slow, until) as claiming:
+        taken = await quick.take_head("q", ("other",))
+        assert len(taken) == 1
+    assert claiming.result() == []
     assert (
         await sql.value("select locked_by from graphile_worker._private_job_queues where queue_name = 'q'")
         == quick.token
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "task_id = (select id from graphile_worker._private_tasks where identifier = 'other')",
+        "run_at = now() + interval '1 hour'",
+        "attempts = max_attempts",
+        "job_queue_id = null",
+    ],
+)
+async def test_a_head_that_was_changed_since_a_claim_began_is_passed_by(
+    sql: "Sql", make_claims: MakeClaims, until: "Until", change: str
+) -> None:
+    slow = await make_claims("backfill-slow")
+    await sql.add("other", run_at=timedelta(hours=1))
+    assert await slow.take() == []
+    job_id = await sql.add("task", queue_name="q")
+    async with slow_claim(sql, slow, until) as claiming:
+        await sql.run(f"update graphile_worker._private_jobs set {change} where id = $1", job_id)
+    assert claiming.result() == []
+    assert await sql.count("locked_by is not null") == 0
 
 
 async def active(sql: "Sql", pid: int) -> bool:

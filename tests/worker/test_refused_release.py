@@ -99,6 +99,26 @@ async def test_a_column_that_the_user_made_mandatory(
     assert len(await sql.dead()) == 3
 
 
+async def test_a_trigger_that_keeps_a_dead_letter_from_being_stored(
+    sql: "Sql", client: "BackfillClient", run_worker: "RunWorker", until: "Until", caplog: pytest.LogCaptureFixture
+) -> None:
+    """It raises nothing: the row is just not there afterwards. The job must be."""
+    await sql.run(
+        "create function public.swallow() returns trigger language plpgsql as $$ begin return null; end $$;"
+        " create trigger swallow before insert on graphile_worker.backfill_dlq"
+        " for each row when (new.task_identifier = 'poison') execute function public.swallow()"
+    )
+    crowd = Crowd(4)
+    async with run_worker(*crowd.tasks) as running:
+        names = ["bad", "poison", "poison", "good"]
+        made = [outcome.unwrap().id for outcome in await client.enqueue_many([(name, {}, ONCE) for name in names])]
+        await until(lambda: crowd.together.is_set() and not running.worker.releaser.held, "all are released")
+    assert [entry["original_job_id"] for entry in await sql.dead()] == made[:1]
+    kept = await sql.rows("select * from graphile_worker._private_jobs order by id")
+    assert [(row["id"], row["attempts"], row["locked_by"]) for row in kept] == [(made[1], 1, None), (made[2], 1, None)]
+    assert sum(record.levelno == logging.ERROR for record in caplog.records) == 2
+
+
 async def test_a_trouble_that_passes_costs_no_job_its_dead_letter(
     sql: "Sql", client: "BackfillClient", run_worker: "RunWorker", until: "Until"
 ) -> None:

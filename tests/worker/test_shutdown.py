@@ -199,6 +199,26 @@ async def test_a_background_task_that_the_application_cancels(
     await nothing_happened(sql, 30)
 
 
+async def test_a_worker_that_is_cancelled_while_it_stops(sql: "Sql", make_runner: "MakeRunner", until: "Until") -> None:
+    held = Held()
+    await sql.add_many(30, "held")
+    runner = await make_runner(held.task, shutdown_timeout=NEVER)
+    stop = asyncio.Event()
+    background = runner.spawn_background(stop)
+    await until(lambda: held.started == 10, "ten run")
+    stop.set()
+    await until(lambda: runner.worker is not None and runner.worker.slots[0].stopping, "it waits for them")
+    for _ in range(3):
+        background.cancel()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        with pytest.raises(asyncio.CancelledError):
+            await background
+    assert held.cancelled == 10
+    await nothing_happened(sql, 30)
+    assert await alone(sql)
+
+
 async def test_an_application_that_ends_without_stopping_its_worker(
     sql: "Sql", make_config: "Callable[..., WorkerConfig]", caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -141,6 +141,33 @@ async def one_left(sql: "Sql") -> bool:
     return await sql.count() == 1
 
 
+async def test_a_held_dead_letter_holds_up_its_own_job_alone(
+    sql: "Sql", other: "Sql", run_worker: "RunWorker", until: "Until"
+) -> None:
+    """Somebody writes a note to the entry of the key, and a job with that key fails again meanwhile."""
+    gate = Gate(fails=True)
+    await sql.run(
+        "insert into graphile_worker.backfill_dlq (task_identifier, payload, job_key, failure_reason)"
+        " values ('keyed', '1', 'k', 'earlier')"
+    )
+    async with run_worker(*gate.tasks) as running:
+        await sql.add("keyed", "old", job_key="k", max_attempts=1)
+        async with asyncio.timeout(30):
+            await gate.started.wait()
+        async with other.connection.transaction():
+            await other.run("update graphile_worker.backfill_dlq set notes = 'look into it'")
+            gate.may_end.set()
+            for _ in range(30):
+                await sql.add("quick")
+            async with asyncio.timeout(30):
+                await gate.others.wait()
+            await until(lambda: len(running.worker.releaser.held) == 1, "all but the held job are released")
+        await until(lambda: none_left(sql), "the held job is released")
+    (entry,) = await sql.dead()
+    assert (entry["notes"], entry["failure_count"], json.loads(entry["payload"])) == ("look into it", 2, "old")
+    assert await sql.locks() == (0, 0)
+
+
 async def test_a_queue_is_freed_although_somebody_deleted_its_job(
     sql: "Sql", run_worker: "RunWorker", until: "Until"
 ) -> None:
