@@ -8,7 +8,6 @@ entry as materialized (
   select dead.*,
          graphile_worker.backfill_to_jsonb(dead.payload) as body,
          coalesce(dead.queue_name, '') as queue,
-         coalesce(dead.flags ? 'backfill:dlq', false) as was_requeued,
          nullif(dead.flags - 'backfill:dlq', '{}'::jsonb) as kept_flags
     from dead
 ),
@@ -35,8 +34,7 @@ back as (
            || case when q.payload is distinct from entry.body
                    then jsonb_build_object('payload', q.payload) else '{}'::jsonb end)
     from entry
-   where entry.was_requeued
-     and q.requeued_job_id = entry.id
+   where q.requeued_job_id = entry.id  -- the job's flag is a hint only: whoever adds it again under its key drops it
      and not exists (select 1 from entry as other where other.key = q.job_key and other.id <> entry.id)
   returning entry.id as job_id, q.id as dlq_id
 ),
@@ -360,6 +358,46 @@ note as materialized (
    where ready.jobs > 0
 )
 select (select count(*) from gone) + (select count(*) from returned) as released,
+       (select count(*) from freed) + 0 * (select count(*) from note) as freed
+
+-- name: hand_back_unknown
+-- Gives back jobs that were claimed without our hearing of it, so that nothing is known of them but their rows. One that
+-- was superseded meanwhile has no key, no attempts left, and was changed after its claim; a row that only looks so is never
+-- deleted for it, it keeps its attempts and goes to the dead letter queue as used up.
+-- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[]
+-- gives: released int8, freed int8
+with held as materialized (
+  select found.id
+    from unnest($3::int8[], $4::text[]) as given(id, token)
+   cross join lateral (
+     select jobs.id
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = given.id
+        and jobs.locked_by = given.token
+        for update skip locked
+   ) as found
+),
+returned as (
+  update graphile_worker._private_jobs as jobs
+     set attempts = case when jobs.key is null and jobs.attempts >= jobs.max_attempts and jobs.updated_at > jobs.locked_at
+                         then jobs.attempts
+                         else greatest(0, jobs.attempts - 1) end,
+         locked_at = null,
+         locked_by = null
+   where jobs.id = any(array(select held.id from held))
+  returning jobs.run_at
+),
+-- include: free_queues
+,
+ready as (
+  select count(*) as jobs from returned where returned.run_at <= now()
+),
+note as materialized (
+  select pg_notify('jobs:insert', json_build_object('r', random(), 'count', ready.jobs)::text)
+    from ready
+   where ready.jobs > 0
+)
+select (select count(*) from returned) as released,
        (select count(*) from freed) + 0 * (select count(*) from note) as freed
 
 -- name: still_held

@@ -354,15 +354,13 @@ select extract(epoch from min(soon.run_at) - clock_timestamp())::float8 as secon
 -- name: locks_of_worker
 -- Every job and queue that a worker's claims hold, by their tokens. No index leads to locks: asked only after a reconnect
 -- and seldom else.
--- keyed: whether the job had a key when it was claimed. One that was changed since its claim had one, and has lost it.
 -- takes: worker_id text
--- gives: job_id int8, queue_id int4, token text, keyed bool
-select jobs.id as job_id, jobs.job_queue_id as queue_id, jobs.locked_by as token,
-       jobs.key is not null or jobs.updated_at > jobs.locked_at as keyed
+-- gives: job_id int8, queue_id int4, token text
+select jobs.id as job_id, jobs.job_queue_id as queue_id, jobs.locked_by as token
   from graphile_worker._private_jobs as jobs
  where starts_with(jobs.locked_by, $1::text || '/')
 union all
-select null, queues.id, queues.locked_by, false
+select null, queues.id, queues.locked_by
   from graphile_worker._private_job_queues as queues
  where starts_with(queues.locked_by, $1::text || '/')
 

@@ -59,13 +59,11 @@ async def reconcile(
     complete = True
     if strangers or queues:
         done = await pool.fetchrow(
-            text("hand_back", schema),
+            text("hand_back_unknown", schema),
             [row["queue_id"] for row in queues],
             [row["token"] for row in queues],
             [row["job_id"] for row in strangers],
             [row["token"] for row in strangers],
-            [row["keyed"] for row in strangers],
-            [0.0] * len(strangers),
         )
         complete = done is not None and (done["released"], done["freed"]) == (len(strangers), len(queues))
         logger.info("handed back jobs whose claim was carried out although its reply was lost: %d", len(strangers))
