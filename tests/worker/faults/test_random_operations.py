@@ -85,7 +85,8 @@ class Driver:
     Attributes:
         handlers: What the workers run.
         added: The numbers of the jobs that are or were in the queue.
-        taken: Those that an operation replaced, completed, removed or deleted.
+        taken: Those that an operation replaced, completed, removed or deleted; or superseded while they ran, which may then
+            end in any way, and are gone if they were handed back.
         log: What was done.
     """
 
@@ -99,6 +100,7 @@ class Driver:
         self._sql = sql
         self._numbers = 0
         self._in_row: dict[int, int] = {}
+        self._with_key: dict[str, int | None] = dict.fromkeys(KEYS)
         self._operations: list[tuple[int, Callable[[], Any]]] = [
             (30, self.enqueue),
             (25, self.add_under_key),
@@ -146,9 +148,16 @@ class Driver:
             return f"{number} {spec.job_key}: one was there"
         if job.id in self._in_row:
             self.taken.add(self._in_row[job.id])
+        if spec.job_key is not None:
+            self._supersede(spec.job_key, number)
         self.added.add(number)
         self._in_row[job.id] = number
         return f"{number} {payload['does']} {spec.job_key} as {job.id}"
+
+    def _supersede(self, key: str, number: int | None) -> None:
+        earlier, self._with_key[key] = self._with_key[key], number
+        if earlier is not None:
+            self.taken.add(earlier)
 
     async def _soon(self) -> Any:
         """Now, or a little later."""
@@ -159,9 +168,12 @@ class Driver:
     # -- changing -------------------------------------------------------------------------------
 
     async def remove(self) -> str:
-        job = await self._client.remove_job(self.random.choice(KEYS))
+        key = self.random.choice(KEYS)
+        job = await self._client.remove_job(key)
         if job is not None and job.locked_by is None:
             self._took_out([job])
+        elif job is not None:
+            self._supersede(key, None)
         return names([job] if job else [])
 
     async def reschedule(self) -> str:
@@ -204,7 +216,9 @@ class Driver:
         except (KeyInUse, DlqEntryNotFound) as error:
             return type(error).__name__
         self._in_row[job.id] = job.payload["job"]
-        return f"{job.payload['job']} as {job.id}"
+        if job.key is not None:
+            self._with_key[job.key] = job.payload["job"]
+        return names([job])
 
     async def delete_dead(self) -> str:
         entry = await self._some_entry()
@@ -230,7 +244,9 @@ class Driver:
     async def end_backend(self) -> str:
         role = self.random.choice(["claim", "release", "listen"])
         ended = await self._sql.value(
-            "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name like '%:' || $1", role
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+            " where datname = current_database() and application_name like '%:' || $1",
+            role,
         )
         return f"{ended} of {role}"
 

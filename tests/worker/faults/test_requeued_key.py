@@ -12,7 +12,9 @@ from tests.worker.conftest import RunWorker, Sql
 from tests.worker.faults.conftest import Ran, is_empty
 
 from backfill.client import BackfillClient
+from backfill.errors import ConnectionTimeout
 from backfill.model import DlqJob, JobSpec, task
+from backfill.worker import WorkerContext
 
 KEYED = JobSpec(job_key="key")
 
@@ -45,6 +47,23 @@ async def test_its_success_deletes_its_entry(
         await until(lambda: is_empty(sql), "it is released")
     assert ran.runs == {"new": 1}
     assert await entries(client) == []
+
+
+async def test_its_failure_after_it_was_superseded_leaves_one_entry(
+    client: BackfillClient, sql: Sql, run_worker: RunWorker, ran: Ran, job_id: int
+) -> None:
+    @task("work")
+    async def work(payload: str, ctx: WorkerContext) -> None:
+        ran.note(payload)
+        if payload == "new":
+            await ctx.enqueue("work", "newest", KEYED)
+            raise ConnectionTimeout("superseded meanwhile")
+
+    async with run_worker(work, ready=False):
+        await ran.total(2)
+        await until(lambda: is_empty(sql), "both are released")
+    (entry,) = await entries(client)
+    assert (entry.payload, entry.is_out, entry.failure_count) == ("new", False, 2)
 
 
 @pytest.mark.parametrize(
