@@ -9,9 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-
-sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent))
-from blocks import ROOT, Block, blocks_of
+from tests.docs.blocks import ROOT, Block, blocks_of
 
 from backfill import BackfillClient, task
 

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from blocks import ROOT, blocks_of
+from tests.docs.blocks import ROOT, blocks_of
 
 BIN = Path(sys.executable).parent
 SCHEMA = "graphile_worker"
