@@ -49,13 +49,14 @@ class Child:
 class ForkServer:
     """Forks children that run `await function(**arguments)` in an `async with` block."""
 
-    def __init__(self, function: Target) -> None:
+    def __init__(self, function: Target, warm_up: Callable[[], None] | None = None) -> None:
         """Prepare it.
 
         Args:
             function: A coroutine function at the top level of a module.
+            warm_up: A function there that does beforehand, once, what each child would have to do at its start.
         """
-        self._target = f"{function.__module__}:{function.__qualname__}"
+        self._targets = [_name_of(function), *([_name_of(warm_up)] if warm_up is not None else [])]
         self._begun: dict[int, asyncio.Future[Child]] = {}
         self._children: dict[int, Child] = {}
         self._count = 0
@@ -64,8 +65,8 @@ class ForkServer:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
-            "import sys; from tests.support.forks import serve; serve(sys.argv[1])",
-            self._target,
+            "import sys; from tests.support.forks import serve; serve(*sys.argv[1:])",
+            *self._targets,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))},
@@ -101,10 +102,11 @@ class ForkServer:
                 self._children.pop(told["ended"]).ended.set_result(told["code"])
 
 
-def serve(target: str) -> None:
+def serve(target: str, warm_up: str | None = None) -> None:
     """Be the server: fork a child for each line of stdin, until it ends."""
-    module, _, name = target.partition(":")
-    function: Target = getattr(importlib.import_module(module), name)
+    function: Target = _named(target)
+    if warm_up is not None:
+        _named(warm_up)()
     gc.collect()
     gc.freeze()  # so that the children's collector does not copy these pages
     woken, wake = os.pipe()
@@ -127,6 +129,15 @@ def serve(target: str) -> None:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 children.add(_fork(function, json.loads(line)))
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def _named(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _fork(function: Target, asked: dict[str, Any]) -> int:

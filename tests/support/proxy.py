@@ -144,21 +144,29 @@ class Session:
     async def _pass_up(self, to_server: asyncio.StreamWriter) -> None:
         framer = Framer(begins_with_startup=True)
         while data := await self._from_client.read(CHUNK):
+            ready: list[bytes] = []  # what the client sends at once, the server gets at once
             for kind, message in framer.feed(data):
-                if to_server.is_closing():  # the server has gone
-                    return
                 if kind == STARTUP and not self._is_plain_startup(message):
-                    to_server.write(message)  # a request to cancel: it has no answer and is not counted
+                    ready.append(message)  # a request to cancel: it has no answer and is not counted
                     continue
-                sent = self._seen(kind, message)
-                when = self._proxy.rule(sent)
+                when = self._proxy.rule(self._seen(kind, message))
                 if when == "before":
+                    _flush(to_server, ready)
                     await self._proxy.strike(self)
-                if self.is_cut:
-                    return
-                await self._send(to_server, kind, message, hold=when == "after")
-                if self.is_cut:
-                    return
+                    if self.is_cut:
+                        return
+                awaited = Awaited(kind, asyncio.Event() if when == "after" else None)
+                if kind in ANSWERS:
+                    self._outstanding.append(awaited)
+                ready.append(message)
+                if awaited.answered is not None:
+                    if kind not in SELF_ANSWERING:
+                        ready.append(FLUSH)
+                    _flush(to_server, ready)
+                    await self._hold(kind, awaited.answered)
+                    if self.is_cut:
+                        return
+            _flush(to_server, ready)
 
     def _is_plain_startup(self, message: bytes) -> bool:
         if struct.unpack_from("!H", message, 4)[0] != PROTOCOL_3:
@@ -168,37 +176,27 @@ class Session:
         self.role = named.get(b"application_name", b"").decode().rpartition(":")[2]
         return True
 
-    async def _send(self, to_server: asyncio.StreamWriter, kind: str, message: bytes, *, hold: bool) -> None:
-        """Pass a message on; with `hold` wait for its answer, keep it back and strike."""
-        awaited = Awaited(kind, asyncio.Event() if hold else None)
+    async def _hold(self, kind: str, answered: asyncio.Event) -> None:
+        """Wait for a message's answer, keep it back and strike."""
         if kind in ANSWERS:
-            self._outstanding.append(awaited)
-        to_server.write(message)
-        if awaited.answered is None:
-            return
-        if kind not in SELF_ANSWERING:
-            to_server.write(FLUSH)
-        if kind in ANSWERS:
-            await awaited.answered.wait()
+            await answered.wait()
         await self._proxy.strike(self)
         held, self._held = self._held or [], None
-        if not self._to_client.is_closing():
-            self._to_client.writelines(held)
-            if self._from_server.at_eof():
-                self._to_client.close()
+        _flush(self._to_client, held)
+        if self._from_server.at_eof() and not self.is_cut:
+            self._to_client.close()
 
     async def _pass_down(self) -> None:
         framer = Framer(begins_with_startup=False)
         try:
             while data := await self._from_server.read(CHUNK):
+                ready: list[bytes] = []
                 for kind, message in framer.feed(data):
                     if self._held is None and self._outstanding and self._outstanding[0].answered is not None:
                         self._held = []
-                    if self._held is not None:
-                        self._held.append(message)
-                    elif not self._to_client.is_closing():
-                        self._to_client.write(message)
+                    (ready if self._held is None else self._held).append(message)
                     self._account(kind, message)
+                _flush(self._to_client, ready)
         except ConnectionError:
             pass  # the server was killed, or we have cut: the same end
         finally:
@@ -245,6 +243,13 @@ class Session:
         counts = self._proxy.counts
         counts[self.role] += 1
         return Sent(self.role, counts[self.role], kind, sql)
+
+
+def _flush(writer: asyncio.StreamWriter, messages: list[bytes]) -> None:
+    """Pass messages on, unless the connection has ended; the list is empty afterwards."""
+    if messages and not writer.is_closing():
+        writer.writelines(messages)
+    messages.clear()
 
 
 class Proxy:

@@ -2,17 +2,19 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from tests.support.proxy import Proxy, Sent
+from tests.support.proxy import Proxy, Sent, Session
 from tests.worker.conftest import Sql
 
 from backfill.sql import text
 
 if TYPE_CHECKING:
     from tests.conftest import Database
+
+When = Literal["before", "after"]
 
 
 class Fault:
@@ -24,27 +26,36 @@ class Fault:
     """
 
     def __init__(self, dsn: str, schema: str) -> None:
-        self.proxy = Proxy(dsn, self._rule)
+        self.proxy = Proxy(dsn, self._rule, self._cut)
         self.struck = 0
         self._schema = schema
         self._sql: str | None = None
-        self._when: Literal["before", "after"] = "after"
+        self._when: When = "after"
+        self._only_if: Callable[[], Awaitable[Any]] | None = None
 
     @property
     def dsn(self) -> str:
         """What workers connect to."""
         return self.proxy.dsn
 
-    def strike(self, statement: str, when: Literal["before", "after"] = "after") -> None:
-        """Cut the connection at the next Sync of that statement: before it is carried out, or when its reply is on the way."""
-        self._sql, self._when = text(statement, self._schema), when
+    def strike(self, statement: str, when: When = "after", only_if: Callable[[], Awaitable[Any]] | None = None) -> None:
+        """Cut the connection at the next Sync of that statement: before it is carried out, or when its reply is on the way.
 
-    def _rule(self, sent: Sent) -> Literal["before", "after"] | None:
-        if sent.kind != "S" or sent.sql != self._sql:
-            return None
-        self._sql = None
-        self.struck += 1
-        return self._when
+        Args:
+            statement: Its name.
+            when: Before or after.
+            only_if: Not this time, but perhaps the next, if this gives something false.
+        """
+        self._sql, self._when, self._only_if = text(statement, self._schema), when, only_if
+
+    def _rule(self, sent: Sent) -> When | None:
+        return self._when if (sent.kind, sent.sql) == ("S", self._sql) else None
+
+    async def _cut(self, session: Session) -> None:
+        if self._only_if is None or await self._only_if():
+            self._sql = None
+            self.struck += 1
+            session.cut()
 
 
 class Ran:

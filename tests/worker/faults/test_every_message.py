@@ -26,7 +26,7 @@ import pytest
 from tests.conftest import Server
 from tests.support.forks import ForkServer
 from tests.worker.faults.striking import AWAITED, EVERY, FIRST_OR_LAST, MUST_MEET, Striking
-from tests.worker.faults.workload import prepare, work_in_process
+from tests.worker.faults.workload import prepare, warm_up, work_in_process
 
 from backfill.client import BackfillClient
 
@@ -45,7 +45,7 @@ async def loaded(db: Any, client: BackfillClient) -> str:
 async def test_a_killed_worker_leaves_each_job_in_exactly_one_place(
     server: Server, loaded: str, tmp_path: Path, role: str
 ) -> None:
-    async with ForkServer(work_in_process) as forks:
+    async with ForkServer(work_in_process, warm_up) as forks:
         killing = Striking(server, loaded, forks, tmp_path, role, deadly=True)
         await killing.at_every("before", EVERY)
         await killing.at_every("after", AWAITED)
@@ -56,7 +56,7 @@ async def test_a_killed_worker_leaves_each_job_in_exactly_one_place(
 async def test_a_lost_connection_costs_no_job_and_no_run(
     server: Server, loaded: str, tmp_path: Path, role: str
 ) -> None:
-    async with ForkServer(work_in_process) as forks:
+    async with ForkServer(work_in_process, warm_up) as forks:
         cutting = Striking(server, loaded, forks, tmp_path, role, deadly=False)
         await cutting.at_every("before", FIRST_OR_LAST)
         await cutting.at_every("after", AWAITED)

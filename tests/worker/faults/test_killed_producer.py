@@ -15,6 +15,7 @@ from tests.support.proxy import Proxy, Sent, Session
 from tests.support.until import until_alone
 from tests.worker.conftest import Sql
 from tests.worker.faults.striking import AWAITED, EVERY, When
+from tests.worker.faults.workload import warm_up
 
 from backfill.client import BackfillClient
 from backfill.model import JobSpec
@@ -99,10 +100,11 @@ class Killing:
         return struck
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("how", ["a batch", "a batch in a transaction", "one by one in a transaction"])
 async def test_all_of_a_transaction_s_jobs_are_there_or_none(sql: Sql, db: "Database", how: str) -> None:
     await sql.run("create table orders (number int)")
-    async with ForkServer(add_jobs) as forks:
+    async with ForkServer(add_jobs, warm_up) as forks:
         killing = Killing(sql, db, forks, how)
         for when, kinds in MOMENTS:
             counts = await killing.at_every(when, kinds)

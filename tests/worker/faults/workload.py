@@ -13,10 +13,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.conftest import SCHEMA
+
 from backfill.client import BackfillClient
 from backfill.db import quote_ident
 from backfill.errors import ConnectionTimeout, ValidationFailed
 from backfill.model import JobSpec, RetryPolicy, task
+from backfill.schema.facts import our_facts, upstream_facts
+from backfill.sql import statements, text
 from backfill.worker import QueueConfig, WorkerConfig, WorkerContext, WorkerRunner
 
 Note = Callable[[str, int], None]
@@ -152,6 +156,14 @@ class Workload:
             raise ValidationFailed("for the test")
         if planned.does.endswith("fail") or (planned.does == "succeed at the second try" and ctx.attempt == 1):
             raise ConnectionTimeout("for the test")
+
+
+def warm_up() -> None:
+    """Read what each process would read at its start."""
+    for name in statements():
+        text(name, SCHEMA)
+    upstream_facts()
+    our_facts()
 
 
 async def work_in_process(dsn: str, schema: str, ledger: str) -> None:
