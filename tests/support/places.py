@@ -55,6 +55,7 @@ async def contradictions(connection: asyncpg.Connection, schema: str) -> list[st
           from {quote_ident(schema)}.backfill_dlq as entries
           join {quote_ident(schema)}._private_jobs as jobs on jobs.id = requeued_job_id
          where jobs.payload ->> 'job' <> entries.payload ->> 'job'
+           and jobs.revision = 0  -- not added again under its key
         union all
         select format('job %s came out of the dead letter queue, but no entry is out as it', jobs.id)
           from {quote_ident(schema)}._private_jobs as jobs
