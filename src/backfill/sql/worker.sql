@@ -20,6 +20,25 @@ select tasks.id, tasks.identifier
   from graphile_worker._private_tasks as tasks
  where tasks.identifier = any($1::text[])
 
+-- fragment: levels
+-- Every priority that some available job has, one probe of the index for each.
+with recursive level(priority) as (
+  (select jobs.priority
+     from graphile_worker._private_jobs as jobs
+    where jobs.is_available = true
+    order by jobs.priority
+    limit 1)
+  union all
+  select (select jobs.priority
+            from graphile_worker._private_jobs as jobs
+           where jobs.is_available = true
+             and jobs.priority > level.priority
+           order by jobs.priority
+           limit 1)
+    from level
+   where level.priority is not null
+)
+
 -- fragment: take_jobs
 -- Takes the jobs of a CTE `picked` (id, queue_id), whose rows this statement has locked. By arrays of ids, not by a join:
 -- a plan made for an empty table must not be one that later reads all of it.
@@ -46,7 +65,7 @@ returning jobs.id, jobs.task_id, jobs.job_queue_id as queue_id, jobs.key, jobs.f
 -- Claims due jobs for the lanes that take priorities: $3–$7 describe pieces of lanes (lane number, lowest and highest
 -- priority, idle slots, jobs wanted); the pieces of one call don't overlap.
 --
--- Order is priority, run_at, id. Jobs without a queue come from their own index; what lies behind held queues costs them
+-- Order is priority, then run_at; within a serial queue also id. Jobs without a queue come from their own index; what lies behind held queues costs them
 -- nothing. Priorities are walked one by one, so that a million jobs of an urgent priority that are not due cost one probe.
 -- For queued jobs the candidates are looked for first and only their queues are locked; a queue gives its first job.
 -- A piece may want more jobs than it has idle slots: these run a little later, and must be neither keyed nor queued, nor
@@ -231,22 +250,7 @@ picked as materialized (
   select first.id, queue.id as queue_id
     from queue
    cross join lateral (
-     with recursive level(priority) as (
-       (select jobs.priority
-          from graphile_worker._private_jobs as jobs
-         where jobs.is_available = true
-         order by jobs.priority
-         limit 1)
-       union all
-       select (select jobs.priority
-                 from graphile_worker._private_jobs as jobs
-                where jobs.is_available = true
-                  and jobs.priority > level.priority
-                order by jobs.priority
-                limit 1)
-         from level
-        where level.priority is not null
-     )
+-- include: levels
      select due.id
        from level
       cross join lateral (
@@ -274,22 +278,7 @@ picked as materialized (
 -- queues whose first job somebody has locked, and behind whose jobs others' jobs wait unseen.
 -- takes: task_ids int4[], other_queues text[], passed_queues int4[], jobs int4
 -- gives: queue_id int4
-with recursive level(priority) as (
-  (select jobs.priority
-     from graphile_worker._private_jobs as jobs
-    where jobs.is_available = true
-    order by jobs.priority
-    limit 1)
-  union all
-  select (select jobs.priority
-            from graphile_worker._private_jobs as jobs
-           where jobs.is_available = true
-             and jobs.priority > level.priority
-           order by jobs.priority
-           limit 1)
-    from level
-   where level.priority is not null
-)
+-- include: levels
 select distinct first.queue_id
   from (
     select due.queue_id
@@ -322,22 +311,7 @@ select count(pg_notify('jobs:insert', json_build_object('r', random(), 'count', 
 -- In how many seconds the next job of these tasks becomes due; null when none waits. One probe for each priority.
 -- takes: task_ids int4[]
 -- gives: seconds float8
-with recursive level(priority) as (
-  (select jobs.priority
-     from graphile_worker._private_jobs as jobs
-    where jobs.is_available = true
-    order by jobs.priority
-    limit 1)
-  union all
-  select (select jobs.priority
-            from graphile_worker._private_jobs as jobs
-           where jobs.is_available = true
-             and jobs.priority > level.priority
-           order by jobs.priority
-           limit 1)
-    from level
-   where level.priority is not null
-)
+-- include: levels
 select extract(epoch from min(soon.run_at) - clock_timestamp())::float8 as seconds
   from level
  cross join lateral (

@@ -3,6 +3,14 @@
 from backfill.worker.config import QueueConfig, WorkerConfig
 from backfill.worker.context import WorkerContext
 from backfill.worker.runner import WorkerRunner, WorkerRunnerBuilder
-from backfill.worker.slot import JobTimeoutError
+from backfill.worker.slot import DeadlinePassedError, JobTimeoutError
 
-__all__ = ["JobTimeoutError", "QueueConfig", "WorkerConfig", "WorkerContext", "WorkerRunner", "WorkerRunnerBuilder"]
+__all__ = [
+    "DeadlinePassedError",
+    "JobTimeoutError",
+    "QueueConfig",
+    "WorkerConfig",
+    "WorkerContext",
+    "WorkerRunner",
+    "WorkerRunnerBuilder",
+]

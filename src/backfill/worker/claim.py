@@ -139,7 +139,7 @@ class Claimer:
         self.wake()
 
     def on_notify(self) -> None:
-        """A notification said that there are."""
+        """A notification said that there are new jobs."""
         self.notified += 1
         self._heard = True
         asked_ago = time.monotonic() - self._asked_due_at

@@ -6,6 +6,7 @@ the context variables for each. A plain function runs in a thread, and the slot 
 How a run ends, and what becomes of it:
 
 * returned: completed.
+* its deadline had passed: the handler is not called; failed, and not worth another try.
 * raised: failed; `classify` says whether it is worth another try.
 * time-out: the handler is cancelled. When it has ended it counts as failed, and as worth another try. A handler that
   swallows the cancellation, or a thread, can't be made to end: the slot waits for it and the job stays claimed, since a
@@ -23,6 +24,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backfill.errors import WorkerError
@@ -46,6 +48,12 @@ class JobTimeoutError(WorkerError):
     """The handler took longer than its time limit; retryable."""
 
     is_retryable = True
+
+
+class DeadlinePassedError(WorkerError):
+    """The job's deadline had passed before its handler was called; not retryable."""
+
+    is_retryable = False
 
 
 class Slot:
@@ -147,6 +155,8 @@ class Slot:
         if job.row[4] is not None and job.extras.timeout is not None:
             timeout = job.extras.timeout.total_seconds()
         try:
+            if job.row[4] is not None:
+                _check_deadline(job)
             arguments = handler.arguments(job.row[8], lambda: WorkerContext(job, self._client, self._worker_id))
             if handler.in_thread:
                 run: Any = self._in_thread(job, handler.function, arguments)
@@ -226,6 +236,16 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         function(*arguments)
     except (StopIteration, GeneratorExit) as error:  # which mean something else to whoever waits for the thread
         raise RuntimeError(f"the handler raised {type(error).__name__}") from error
+
+
+def _check_deadline(job: Claimed) -> None:
+    """Raise DeadlinePassedError if it is too late to begin the job, by the database's clock at the claim and our own since."""
+    deadline = job.extras.deadline
+    if deadline is None:
+        return
+    now = job.row["locked_at"] + timedelta(seconds=time.monotonic() - job.claimed_at)
+    if now > deadline:
+        raise DeadlinePassedError(f"the job's deadline, {deadline.isoformat()}, passed before it could run")
 
 
 async def _limited(run: Any, seconds: float) -> None:
