@@ -73,18 +73,20 @@ class Task(Generic[PayloadT]):
     Attributes:
         fn: The function itself.
         options: The task's settings.
-        executor: Where it runs: `inline` in the event loop for `async def`, `thread` for `def`.
+        executor: Where it runs: `inline` in the event loop for `async def`, `thread` for `def`, `process` if that was asked.
     """
 
     fn: Callable[..., Any]
     options: TaskOptions
-    executor: Literal["inline", "thread"]
+    executor: Literal["inline", "thread", "process"]
 
-    def __init__(self, fn: Callable[..., Any], options: TaskOptions) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], options: TaskOptions, executor: Literal["process"] | None = None
+    ) -> None:
         functools.update_wrapper(self, fn)
         self.fn = fn
         self.options = options
-        self.executor = "inline" if inspect.iscoroutinefunction(fn) else "thread"
+        self.executor = executor or ("inline" if inspect.iscoroutinefunction(fn) else "thread")
 
     @property
     def identifier(self) -> str:
@@ -102,11 +104,14 @@ class Task(Generic[PayloadT]):
 class _Decorator:
     """What `@task(...)` returns: makes the task of the function below it."""
 
-    __slots__ = ("_identifier", "_settings")
+    __slots__ = ("_executor", "_identifier", "_settings")
 
-    def __init__(self, identifier: str | None, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, identifier: str | None, settings: dict[str, Any], executor: Literal["process"] | None = None
+    ) -> None:
         self._identifier = identifier
         self._settings = settings
+        self._executor = executor
 
     @overload
     def __call__(self, fn: Callable[[], Any]) -> Task[Any]: ...
@@ -121,7 +126,12 @@ class _Decorator:
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
             raise ConfigurationError(f"the task at {where} is a generator, which would never run: remove its yield")
         identifier = fn.__name__ if self._identifier is None else self._identifier
-        return Task(fn, TaskOptions(identifier=identifier, where=where, **self._settings))
+        if self._executor not in (None, "process"):
+            raise ConfigurationError(
+                f"the task at {where}: executor is 'process' or left out, not {self._executor!r}"
+                " (async def runs in the event loop, def in a thread)"
+            )
+        return Task(fn, TaskOptions(identifier=identifier, where=where, **self._settings), self._executor)
 
 
 @overload
@@ -137,6 +147,7 @@ def task(
     retry_policy: RetryPolicy | None = None,
     max_attempts: int | None = None,
     timeout: timedelta | None = None,
+    executor: Literal["process"] | None = None,
 ) -> _Decorator: ...
 def task(
     identifier: str | Callable[..., Any] | None = None,
@@ -144,6 +155,7 @@ def task(
     retry_policy: RetryPolicy | None = None,
     max_attempts: int | None = None,
     timeout: timedelta | None = None,
+    executor: Literal["process"] | None = None,
 ) -> Any:
     """Make a task of a function: `@task`, or `@task("name", ...)` with settings.
 
@@ -154,6 +166,8 @@ def task(
         retry_policy: When its failed jobs run again, unless the job says otherwise.
         max_attempts: How often they run in all, 1 to 32767, unless the job says otherwise.
         timeout: How long one run may take, unless the job says otherwise.
+        executor: "process" runs it in a process of its own, for code that computes for long, may crash, or must be
+            stoppable; left out, `async def` runs in the event loop and `def` in a thread.
 
     Raises:
         InvalidJob: A setting cannot be.
@@ -161,7 +175,8 @@ def task(
     """
     if callable(identifier):
         return _Decorator(None, {})(identifier)
-    return _Decorator(identifier, {"retry_policy": retry_policy, "max_attempts": max_attempts, "timeout": timeout})
+    settings = {"retry_policy": retry_policy, "max_attempts": max_attempts, "timeout": timeout}
+    return _Decorator(identifier, settings, executor)
 
 
 class TaskHandler:

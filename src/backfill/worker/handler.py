@@ -1,6 +1,7 @@
 """From what users define to what a slot calls: which parameter is the payload, of which type, and which the context."""
 
 import inspect
+import sys
 import typing
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,11 +20,12 @@ class Handler:
         options: The task's settings.
         function: What is called; a coroutine function unless ``in_thread``.
         in_thread: Whether it is a plain function, to be run in a thread.
+        in_process: Its module and its name there, if it is to be run in a process.
         decode: From the payload's JSON text to the value that the function takes; None when it takes none.
         shape: The function's parameters in order: ``payload`` and ``context``, each at most once.
     """
 
-    __slots__ = ("decode", "function", "identifier", "in_thread", "options", "shape", "timeout")
+    __slots__ = ("decode", "function", "identifier", "in_process", "in_thread", "options", "shape", "timeout")
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class Handler:
         function: Callable[..., Any],
         *,
         in_thread: bool,
+        in_process: tuple[str, str] | None = None,
         decode: Callable[[str], Any] | None,
         shape: tuple[str, ...],
     ) -> None:
@@ -39,6 +42,7 @@ class Handler:
         self.timeout = options.timeout.total_seconds() if options.timeout is not None else None
         self.function = function
         self.in_thread = in_thread
+        self.in_process = in_process
         self.decode = decode
         self.shape = shape
 
@@ -89,6 +93,7 @@ def _of_function(defined: Task[Any], options: TaskOptions) -> Handler:
         options,
         defined.fn,
         in_thread=defined.executor == "thread",
+        in_process=_importable(defined, where) if defined.executor == "process" else None,
         decode=_decoder(payload_type, where) if "payload" in shape else None,
         shape=tuple(shape),
     )
@@ -106,6 +111,20 @@ def _of_class(defined: type[TaskHandler], options: TaskOptions) -> Handler:
         decode=_decoder(defined, where),
         shape=("payload", "context")[: len(takes)],
     )
+
+
+def _importable(defined: Task[Any], where: str) -> tuple[str, str]:
+    """By which module and name another process finds the task."""
+    module, name = defined.fn.__module__, defined.fn.__qualname__
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is not defined or module == "__main__":
+        raise ConfigurationError(
+            f"{where}: executor='process' needs a task that another process can import, and {module}.{name} is not:"
+            " define it at the top level of a module that is not the script itself"
+        )
+    return module, name
 
 
 def _decoder(payload_type: Any, where: str) -> Callable[[str], Any]:

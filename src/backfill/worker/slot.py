@@ -10,7 +10,7 @@ How a run ends, and what becomes of it:
 * raised: failed; `classify` says whether it is worth another try.
 * time-out: the handler is cancelled. When it has ended it counts as failed, and as worth another try. A handler that
   swallows the cancellation, or a thread, can't be made to end: the slot waits for it and the job stays claimed, since a
-  job that still runs must not start elsewhere.
+  job that still runs must not start elsewhere. A process is killed.
 * cancelled by a stop of the worker: handed back, the attempt not counted. If it ended well all the same, completed.
 * cancelled because its claim was lost: handed back, which meets no row that still carries the claim.
 * cancelled by somebody else: handed back if the worker is about to stop (the loop ends); else the handler did it to itself,
@@ -32,6 +32,8 @@ from backfill.model import graphile_delay
 from backfill.worker.claimed import Claimed, Failure, HandBack, Outcome
 from backfill.worker.classify import describe, detail, is_retryable
 from backfill.worker.context import WorkerContext
+from backfill.worker.processes import FailedInProcessError, Processes
+from backfill.worker.wire import Run
 
 if TYPE_CHECKING:
     from backfill.client import BackfillClient
@@ -71,6 +73,7 @@ class Slot:
         client: "BackfillClient",
         worker_id: str,
         threads: Executor,
+        processes: Processes,
         settle: Callable[[Claimed, Outcome], None],
         wake: Callable[[], None],
         is_stopping: Callable[[], bool],
@@ -82,6 +85,7 @@ class Slot:
             client: For the contexts of handlers.
             worker_id: The worker's id.
             threads: Where plain functions run.
+            processes: Where tasks with ``executor="process"`` run.
             settle: Takes a job and the outcome of its run.
             wake: Called when the lane may want another claim.
             is_stopping: Whether the worker stops.
@@ -93,6 +97,7 @@ class Slot:
         self._client = client
         self._worker_id = worker_id
         self._threads = threads
+        self._processes = processes
         self._settle = settle
         self._wake = wake
         self._is_stopping = is_stopping
@@ -157,11 +162,7 @@ class Slot:
         try:
             if job.row[4] is not None:
                 _check_deadline(job)
-            arguments = handler.arguments(job.row[8], lambda: WorkerContext(job, self._client, self._worker_id))
-            if handler.in_thread:
-                run: Any = self._in_thread(job, handler.function, arguments)
-            else:
-                run = _InContext(handler.function(*arguments))
+            run = self._begin(job)
             if timeout is None:
                 await run
             else:
@@ -172,13 +173,24 @@ class Slot:
             return self._failure(job, error)
         return None
 
+    def _begin(self, job: Claimed) -> Any:
+        """What is to be awaited for the run of a job."""
+        handler = job.handler
+        if handler.in_process is not None:
+            return self._processes.run(Run(*handler.in_process, job.job(), self._worker_id))
+        arguments = handler.arguments(job.row[8], lambda: WorkerContext(job, self._client, self._worker_id))
+        if handler.in_thread:
+            return self._in_thread(job, handler.function, arguments)
+        return _InContext(handler.function(*arguments))
+
     def _failure(self, job: Claimed, error: BaseException) -> Failure:
         attempt = job.attempt
-        retryable = is_retryable(error)
         policy = job.extras.retry_policy or job.handler.options.retry_policy
         delay = graphile_delay(attempt) if policy is None else policy.backoff(attempt - 1).total_seconds()
+        if isinstance(error, FailedInProcessError):
+            return Failure(error.message, error.detail, error.retryable, delay)
         more = {"attempt": attempt, "max_attempts": job.row["max_attempts"], "worker_id": self._worker_id}
-        return Failure(describe(error), detail(error, **more), retryable, delay)
+        return Failure(describe(error), detail(error, **more), is_retryable(error), delay)
 
     async def _in_thread(self, job: Claimed, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Run a plain function in a thread and wait for its end, however often this is cancelled meanwhile."""

@@ -29,6 +29,7 @@ from backfill.worker.handler import Handler
 from backfill.worker.lane import STALE_SECONDS, gaps, make_lanes
 from backfill.worker.link import Link
 from backfill.worker.maintenance import DeadLetterScanner, notified_count
+from backfill.worker.processes import Processes
 from backfill.worker.reconcile import reconcile
 from backfill.worker.release import Releaser
 from backfill.worker.slot import RETURN_DELAY, Slot
@@ -67,6 +68,7 @@ class Worker:
         self._drains = began_at is not None
         self._released = asyncio.Event()
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix=self.id)
+        self._processes = Processes()
         self._claim_link = Link(partial(self._connect, "claim"), config.schema)
         self._release_link = Link(partial(self._connect, "release"), config.schema)
         self.listener = Listener(
@@ -101,6 +103,7 @@ class Worker:
                 client=client,
                 worker_id=self.id,
                 threads=self._threads,
+                processes=self._processes,
                 settle=self.releaser.settle,
                 wake=self.claimer.wake,
                 is_stopping=lambda: self.claimer.stopping,
@@ -387,6 +390,7 @@ class Worker:
         await self._claim_link.close()
         await self._release_link.close()
         self._threads.shutdown(wait=wait_for_threads, cancel_futures=True)
+        await self._processes.close()
         logger.info("worker %s stopped after %d runs", self.id, self.releaser.ran)
 
 
