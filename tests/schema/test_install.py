@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.schema.conftest import Roles, Sql
 
-OURS = ["applied dead_letter_queue", "applied to_jsonb"]
+OURS = ["applied dead_letter_queue", "applied to_jsonb", "applied workers"]
 ALL = ["installed Graphile Worker revision 20", *OURS]
 
 OWNERS = """
@@ -28,7 +28,7 @@ from (
 """
 
 DROP_OURS = """
-drop table graphile_worker.backfill_dlq, graphile_worker.backfill_migrations;
+drop table graphile_worker.backfill_dlq, graphile_worker.backfill_workers, graphile_worker.backfill_migrations;
 drop function graphile_worker.backfill_to_jsonb;
 """
 
@@ -216,7 +216,8 @@ async def test_what_may_become_a_problem_is_warned_of(
     ("dropped", "again"),
     [
         ("drop table graphile_worker.backfill_dlq", OURS[:1]),
-        ("drop function graphile_worker.backfill_to_jsonb", OURS[1:]),
+        ("drop function graphile_worker.backfill_to_jsonb", OURS[1:2]),
+        ("drop table graphile_worker.backfill_workers", OURS[2:]),
         ("drop table graphile_worker.backfill_migrations", OURS),
     ],
 )

@@ -32,6 +32,7 @@ class Migration:
 MIGRATIONS: Final[Sequence[Migration]] = (
     Migration(1, "dead_letter_queue", "table backfill_dlq"),
     Migration(2, "to_jsonb", "function backfill_to_jsonb(payload json)"),
+    Migration(3, "workers", "table backfill_workers"),
 )
 
 
