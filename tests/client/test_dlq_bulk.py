@@ -1,7 +1,5 @@
 """The dead letter queue, many entries at once."""
 
-import logging
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that every test has several."""
     monkeypatch.setattr("backfill.client.dlq_bulk._PAGE", 3)
-    monkeypatch.setattr("backfill.client.dlq_bulk._SCAN_PAGE", 4)
 
 
 async def bury(client: BackfillClient, count: int, task: str = "t", **spec: Any) -> list[Job]:
@@ -115,54 +112,3 @@ async def test_what_cannot_be_requeued_is_refused(client: BackfillClient) -> Non
         await client.requeue_dlq_jobs(DlqFilter(requeued=True))
     with pytest.raises(InvalidJob, match="limit"):
         await client.requeue_dlq_jobs(DlqFilter(), limit=0)
-
-
-async def test_used_up_jobs_are_moved_all_of_them(client: BackfillClient, raw: "Raw") -> None:
-    jobs = [
-        outcome.unwrap()
-        for outcome in await client.enqueue_many([("t", n, JobSpec(max_attempts=2)) for n in range(25)])
-    ]
-    for job in jobs[::2]:
-        await raw.exhaust(job.id)
-    await raw.claim(jobs[1].id)
-    await raw.claim(jobs[1].id)  # its last run goes on
-    assert await client.process_failed_jobs() == 13
-    assert [job["payload"] for job in await raw.jobs()] == [str(n) for n in range(1, 25, 2)]
-    entries = (await client.list_dlq_jobs()).jobs
-    assert sorted(entry.payload for entry in entries) == list(range(0, 25, 2))
-    assert entries[0].failure_reason == "Job exceeded maximum retry attempts (2/2)"
-    assert entries[0].last_error == {"message": "it broke"}
-    assert await client.process_failed_jobs() == 0
-
-
-async def test_rows_that_somebody_has_locked_are_left_for_the_next_time(client: BackfillClient, raw: "Raw") -> None:
-    jobs = [(await client.enqueue("t", n)).unwrap() for n in range(3)]
-    for job in jobs:
-        await raw.exhaust(job.id)
-    async with raw.connection.transaction():
-        await raw.rows("select 1 from graphile_worker._private_jobs where id = $1 for update", jobs[1].id)
-        assert await client.process_failed_jobs() == 2
-    assert await client.process_failed_jobs(moved_by="somebody else") == 1
-    assert {entry.created_by for entry in (await client.list_dlq_jobs()).jobs} == {"backfill client", "somebody else"}
-
-
-async def test_a_job_that_the_table_refuses_stops_no_other(
-    client: BackfillClient, raw: "Raw", caplog: pytest.LogCaptureFixture
-) -> None:
-    await raw.run("alter table graphile_worker.backfill_dlq add constraint no_foes check (priority <> 13)")
-    jobs = [
-        outcome.unwrap()
-        for outcome in await client.enqueue_many(
-            [
-                ("t", n, JobSpec(priority=13 if n in {2, 9} else 0, run_at=datetime(2100, 1, 1, tzinfo=UTC)))
-                for n in range(11)
-            ]
-        )
-    ]
-    for job in jobs:
-        await raw.exhaust(job.id)
-    with caplog.at_level(logging.ERROR):
-        assert await client.process_failed_jobs() == 9
-    assert [job["payload"] for job in await raw.jobs()] == ["2", "9"]
-    assert [f"refuses job {jobs[n].id}" in caplog.text for n in (2, 9)] == [True, True]
-    assert caplog.text.count("no_foes") == 2

@@ -1,6 +1,7 @@
 import pytest
 
 from backfill.sql import Statement, UnknownStatementError, parse, quote_ident, statement, statements, text, with_schema
+from backfill.sql.fragments import expand
 
 GOOD = """\
 -- Notes on the file.
@@ -96,3 +97,25 @@ def test_an_unknown_statement_is_an_error_that_suggests_another() -> None:
 def test_statements_are_found_by_their_names() -> None:
     assert all(name == found.name for name, found in statements().items())
     assert statement("schema_revision").file == "schema.sql"
+
+
+def test_fragments_are_put_where_they_are_included() -> None:
+    content = """-- fragment: one
+-- A rule.
+a = 1
+
+-- fragment: both
+-- include: one
+, b = 2
+
+-- name: x
+update t set
+-- include: both
+"""
+    assert expand(content, "f").split("\n")[-5:-1] == ["update t set", "-- A rule.", "a = 1", ", b = 2"]
+
+
+@pytest.mark.parametrize("content", ["-- include: none", "-- fragment: a\n-- include: b\n\n-- fragment: b\n1\n"])
+def test_an_include_of_no_fragment_above_is_refused(content: str) -> None:
+    with pytest.raises(ValueError, match="no fragment called"):
+        expand(content, "f")

@@ -1,9 +1,11 @@
 """BackfillClient: the operations of this package with a pool behind them."""
 
+import asyncio
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from backfill.client import cleanup, dlq, dlq_bulk, jobs
+from backfill.client import cleanup, dlq, dlq_bulk, dlq_scanner, jobs
 from backfill.client import inspect as look
 from backfill.client.doing import doing
 from backfill.client.enqueuer import Enqueuer
@@ -36,6 +38,7 @@ class BackfillClient:
         self._install = install
         self._pool: Pool | None = None
         self._enqueuer: Enqueuer | None = None
+        self._scans: set[asyncio.Task[None]] = set()
 
     async def open(self) -> Self:
         """Connect, install the schema if asked to, and check that this role can work on it; return the client.
@@ -66,6 +69,7 @@ class BackfillClient:
         if pool is None or enqueuer is None:
             return
         self._pool = self._enqueuer = None
+        await dlq_scanner.end(self._scans)
         await enqueuer.close()
         if pool is not self._given:
             await pool.close()
@@ -87,9 +91,7 @@ class BackfillClient:
     def pool(self) -> Pool:
         """The connections that the client works with."""
         if self._pool is None:
-            raise ConfigurationError(
-                "the client is not open: use `async with BackfillClient(...)`, or await its open()"
-            )
+            raise ConfigurationError(_NOT_OPEN)
         return self._pool
 
     @property
@@ -98,6 +100,19 @@ class BackfillClient:
         if self._enqueuer is None:
             raise ConfigurationError(_NOT_OPEN)
         return self._enqueuer
+
+    def start_dlq_processor(self, interval: timedelta, stop: asyncio.Event) -> "asyncio.Task[None]":
+        """Scan for used-up jobs at once and then at the interval, in the background; workers of backfill do so anyway.
+
+        Args:
+            interval: Time between scans; the longer a scan takes, the longer the next one waits. Of all processes that scan
+                a schema one at a time does.
+            stop: Set it to end the scanning, at the next page of a scan that is under way. Closing the client ends it too.
+
+        Raises:
+            ConfigurationError: The interval is not above zero, or the client is not open.
+        """
+        return dlq_scanner.start(self, interval, stop, self._scans)
 
     enqueue = adding(Enqueuer.enqueue)
     enqueue_task = adding(Enqueuer.enqueue_task)
@@ -127,4 +142,4 @@ class BackfillClient:
     add_to_dlq = operation(dlq.add_to_dlq)
     requeue_dlq_jobs = operation(dlq_bulk.requeue_dlq_jobs)
     delete_dlq_jobs = operation(dlq_bulk.delete_dlq_jobs)
-    process_failed_jobs = operation(dlq_bulk.process_failed_jobs)
+    process_failed_jobs = operation(dlq_scanner.process_failed_jobs)

@@ -1,27 +1,20 @@
 # ruff: noqa: D417 - these docstrings are also those of BackfillClient's methods, without connection and schema
-"""Moving many entries and jobs at once, page by page, each page a transaction of its own.
+"""Moving many entries at once, page by page, each page a transaction of its own.
 
 An entry is met once, since pages go by id: one that fails again while its successors are requeued is not requeued anew.
 """
 
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-import asyncpg
-
 from backfill.client.dlq import chosen_by
-from backfill.client.jobs import MOVED_BY
-from backfill.db import Connection, is_connection_error
+from backfill.db import Connection
 from backfill.errors import InvalidJob
 from backfill.model import DlqFilter, checked_int, checked_text
 from backfill.sql import text
 
-logger = logging.getLogger(__name__)
-
 _PAGE: Final = 500  # entries
-_SCAN_PAGE: Final = 5_000  # jobs
 _LOWEST_ID: Final = -(2**63)
 _ANY: Final = DlqFilter()
 
@@ -97,43 +90,6 @@ async def delete_dlq_jobs(
     async for ids in _pages(connection, schema, chosen, limit):
         deleted += await connection.fetchval(text("delete_chosen_dlq_jobs", schema), ids, out)
     return deleted
-
-
-async def process_failed_jobs(connection: Connection, schema: str, *, moved_by: str = MOVED_BY) -> int:
-    """Move all jobs that have used up their attempts, and that nobody runs, to the dead letter queue; return how many.
-
-    A job that the dead letter queue refuses, because of a trigger or a column that somebody added, stays where it is and is
-    logged as an error; the others are moved.
-
-    Args:
-        moved_by: The entries' ``created_by``.
-    """
-    moved, after_id, page = 0, _LOWEST_ID, _SCAN_PAGE
-    while True:
-        try:
-            async with connection.transaction():
-                row = await connection.fetchrow(text("bury_exhausted_jobs", schema), after_id, page, moved_by)
-        except asyncpg.PostgresError as error:
-            if is_connection_error(error):
-                raise
-            if page > 1:  # smaller and smaller pages, up to the one that is refused
-                page //= 2
-                continue
-            after_id, page = await _pass_over(connection, schema, after_id, error), _SCAN_PAGE
-            continue
-        if row is None or row["last_id"] is None:
-            return moved
-        moved += row["moved"]
-        after_id = row["last_id"]
-
-
-async def _pass_over(connection: Connection, schema: str, after_id: int, error: asyncpg.PostgresError) -> int:
-    """Log that the first job behind an id cannot be moved; return its id."""
-    job_id = await connection.fetchval(text("next_job_id", schema), after_id)
-    if job_id is None:
-        raise error
-    logger.error("the dead letter queue refuses job %d, which stays in the queue, used up: %s", job_id, error)
-    return int(job_id)
 
 
 def _whole(dlq_filter: DlqFilter) -> DlqFilter:

@@ -9,6 +9,8 @@ entry as materialized (…)
 with dead as (…),
 -- include: dead_letter_move
 select …
+
+A fragment may include those that stand above it.
 """
 
 import re
@@ -23,13 +25,15 @@ def expand(content: str, file: str) -> str:
     """The file's text without its fragments, each ``-- include:`` line replaced by the fragment it names.
 
     Raises:
-        ValueError: An include names no fragment of the file.
+        ValueError: An include names no fragment of the file, or one that stands below it.
     """
-    fragments = {match["name"]: match["body"].rstrip() for match in _FRAGMENT.finditer(content)}
+    fragments: dict[str, str] = {}
 
     def include(match: re.Match[str]) -> str:
         if match["name"] not in fragments:
             raise ValueError(f"{file}: there is no fragment called {match['name']!r}")
         return fragments[match["name"]]
 
+    for found in _FRAGMENT.finditer(content):
+        fragments[found["name"]] = _INCLUDE.sub(include, found["body"].rstrip())
     return _INCLUDE.sub(include, _FRAGMENT.sub("", content))

@@ -1,53 +1,7 @@
--- fragment: dead_letter_move
--- Moves the rows of a CTE `dead` (jobs already locked by this statement) to the dead letter queue.
--- `dead` has: id, task_identifier, queue_name (null = parallel), key, payload, priority, max_attempts,
--- created_at, run_at, flags, reason, error, moved_by.
--- A job that was requeued brings its own entry back; a keyed one updates the entry of its key; else a new entry.
--- Two rows of one statement never meet in one entry: an entry whose key another dead job carries is left to that job.
-entry as materialized (
-  select dead.*,
-         graphile_worker.backfill_to_jsonb(dead.payload) as body,
-         coalesce(dead.queue_name, '') as queue,
-         nullif(dead.flags - 'backfill:dlq', '{}'::jsonb) as kept_flags
-    from dead
-),
-back as (
-  update graphile_worker.backfill_dlq as q
-     set requeued_job_id = null,
-         original_job_id = entry.id,
-         task_identifier = entry.task_identifier,
-         payload = entry.body,
-         queue_name = entry.queue,
-         priority = entry.priority,
-         max_attempts = entry.max_attempts,
-         flags = entry.kept_flags,
-         failure_reason = entry.reason,
-         failure_count = q.failure_count + 1,
-         last_error = entry.error,
-         original_run_at = entry.run_at,
-         failed_at = now(),
-         created_by = entry.moved_by,
-         history = coalesce(q.history, '[]'::jsonb) || jsonb_build_array(
-           jsonb_build_object('failed_at', q.failed_at, 'failure_reason', q.failure_reason, 'last_error', q.last_error)
-           || case when q.task_identifier is distinct from entry.task_identifier
-                   then jsonb_build_object('task_identifier', q.task_identifier) else '{}'::jsonb end
-           || case when q.payload is distinct from entry.body
-                   then jsonb_build_object('payload', q.payload) else '{}'::jsonb end)
-    from entry
-   where q.requeued_job_id = entry.id  -- the job's flag is a hint only: whoever adds it again under its key drops it
-     and not exists (select 1 from entry as other where other.key = q.job_key and other.id <> entry.id)
-  returning entry.id as job_id, q.id as dlq_id
-),
-buried as (
-  insert into graphile_worker.backfill_dlq as q
-         (original_job_id, task_identifier, payload, queue_name, priority, job_key, max_attempts, flags,
-          failure_reason, last_error, original_created_at, original_run_at, created_by)
-  select entry.id, entry.task_identifier, entry.body, entry.queue, entry.priority, entry.key, entry.max_attempts,
-         entry.kept_flags, entry.reason, entry.error, entry.created_at, entry.run_at, entry.moved_by
-    from entry
-   where not exists (select 1 from back where back.job_id = entry.id)
-  on conflict (job_key) where job_key is not null do update
-     set requeued_job_id = null,
+-- fragment: fail_again
+-- What a failure does to an entry `q` that is there already: it is here, with the newest of everything; what that replaces
+-- goes into its history. `excluded` is the entry as it would be if it were new.
+requeued_job_id = null,
          original_job_id = excluded.original_job_id,
          task_identifier = excluded.task_identifier,
          payload = excluded.payload,
@@ -58,7 +12,6 @@ buried as (
          failure_reason = excluded.failure_reason,
          failure_count = q.failure_count + 1,
          last_error = excluded.last_error,
-         original_created_at = excluded.original_created_at,
          original_run_at = excluded.original_run_at,
          failed_at = now(),
          created_by = excluded.created_by,
@@ -68,6 +21,42 @@ buried as (
                    then jsonb_build_object('task_identifier', q.task_identifier) else '{}'::jsonb end
            || case when q.payload is distinct from excluded.payload
                    then jsonb_build_object('payload', q.payload) else '{}'::jsonb end)
+
+-- fragment: dead_letter_move
+-- Moves the rows of a CTE `dead` (jobs already locked by this statement) to the dead letter queue.
+-- `dead` has: id, task_identifier, queue_name (null = parallel), key, payload, priority, max_attempts,
+-- created_at, run_at, flags, reason, error, moved_by.
+-- A job that was requeued brings its own entry back; a keyed one updates the entry of its key; else a new entry.
+-- Two rows of one statement never meet in one entry: an entry whose key another dead job carries is left to that job.
+entry as materialized (
+  select dead.id as original_job_id, dead.task_identifier, graphile_worker.backfill_to_jsonb(dead.payload) as payload,
+         coalesce(dead.queue_name, '') as queue_name, dead.priority, dead.key as job_key, dead.max_attempts,
+         nullif(dead.flags - 'backfill:dlq', '{}'::jsonb) as flags, dead.reason as failure_reason, dead.error as last_error,
+         dead.created_at as original_created_at, dead.run_at as original_run_at, dead.moved_by as created_by
+    from dead
+),
+back as (
+  update graphile_worker.backfill_dlq as q
+     set
+-- include: fail_again
+    from entry as excluded
+   where q.requeued_job_id = excluded.original_job_id  -- the job's flag is a hint only: an add under its key drops it
+     and not exists (select 1 from entry as other
+                      where other.job_key = q.job_key and other.original_job_id <> excluded.original_job_id)
+  returning excluded.original_job_id as job_id, q.id as dlq_id
+),
+buried as (
+  insert into graphile_worker.backfill_dlq as q
+         (original_job_id, task_identifier, payload, queue_name, priority, job_key, max_attempts, flags,
+          failure_reason, last_error, original_created_at, original_run_at, created_by)
+  select entry.original_job_id, entry.task_identifier, entry.payload, entry.queue_name, entry.priority, entry.job_key,
+         entry.max_attempts, entry.flags, entry.failure_reason, entry.last_error, entry.original_created_at,
+         entry.original_run_at, entry.created_by
+    from entry
+   where not exists (select 1 from back where back.job_id = entry.original_job_id)
+  on conflict (job_key) where job_key is not null do update
+     set original_created_at = excluded.original_created_at,
+-- include: fail_again
   returning q.original_job_id as job_id, q.id as dlq_id
 ),
 moved as (

@@ -20,6 +20,7 @@ from typing import Final
 import asyncpg
 
 from backfill.client import BackfillClient
+from backfill.client.dlq_scanner import DeadLetterScanner
 from backfill.db import DRIVER_ERRORS, WORKER_SETTINGS, Listener, connect
 from backfill.errors import BackfillError
 from backfill.worker.claim import Claimer
@@ -28,7 +29,7 @@ from backfill.worker.config import DEAD_LETTER_LANE, QueueConfig, WorkerConfig
 from backfill.worker.handler import Handler
 from backfill.worker.lane import STALE_SECONDS, gaps, make_lanes
 from backfill.worker.link import Link
-from backfill.worker.maintenance import DeadLetterScanner, notified_count
+from backfill.worker.maintenance import notified_count
 from backfill.worker.processes import Processes
 from backfill.worker.reconcile import reconcile
 from backfill.worker.release import Releaser

@@ -1,0 +1,158 @@
+# ruff: noqa: D417 - these docstrings are also those of BackfillClient's methods, without connection and schema
+"""Finding used-up jobs that nobody moved to the dead letter queue, and moving them.
+
+A job that fails for good on a worker of ours is in the dead letter queue in the statement that fails it. This scan is for
+what other workers (Node, Rust), operators and crashes leave. No index leads to such jobs, so a scan walks the queue's primary
+key in pages, each a transaction of its own, until its end; the longer one takes, the longer the next one waits. What the
+dead letter queue holds already does not matter to it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from datetime import timedelta
+from typing import Final, Protocol
+
+import asyncpg
+
+from backfill.client.jobs import MOVED_BY
+from backfill.db import DRIVER_ERRORS, Connection, Pool, is_connection_error
+from backfill.errors import BackfillError, ConfigurationError
+from backfill.sql import text
+
+logger = logging.getLogger(__name__)
+
+_PAGE: Final = 5_000  # jobs
+_LOWEST_ID: Final = -(2**63)
+_SHARE: Final = 50  # a scan may take a fiftieth of the time
+
+
+class Database(Protocol):
+    """What a scanner needs of a client."""
+
+    @property
+    def pool(self) -> Pool:
+        """Connections."""
+        ...
+
+    @property
+    def schema(self) -> str:
+        """The schema's name."""
+        ...
+
+
+async def process_failed_jobs(
+    connection: Connection, schema: str, *, moved_by: str = MOVED_BY, stop: asyncio.Event | None = None
+) -> int:
+    """Move all jobs that have used up their attempts, and that nobody runs, to the dead letter queue; return how many.
+
+    A job that the dead letter queue refuses, because of a trigger or a column that somebody added, stays where it is and is
+    logged as an error; the others are moved.
+
+    Args:
+        moved_by: The entries' ``created_by``.
+        stop: Set it to have the scan end after the page that is under way.
+    """
+    moved, after_id, page = 0, _LOWEST_ID, _PAGE
+    while stop is None or not stop.is_set():
+        try:
+            async with connection.transaction():
+                row = await connection.fetchrow(text("bury_exhausted_jobs", schema), after_id, page, moved_by)
+        except asyncpg.PostgresError as error:
+            if is_connection_error(error):
+                raise
+            if page > 1:  # smaller and smaller pages, up to the one that is refused
+                page //= 2
+                continue
+            after_id, page = await _pass_over(connection, schema, after_id, error), _PAGE
+            continue
+        if row is None or row["last_id"] is None:
+            return moved
+        moved += row["moved"]
+        after_id = row["last_id"]
+    return moved
+
+
+async def _pass_over(connection: Connection, schema: str, after_id: int, error: asyncpg.PostgresError) -> int:
+    """Log that the first job behind an id cannot be moved; return its id."""
+    job_id = await connection.fetchval(text("next_job_id", schema), after_id)
+    if job_id is None:
+        raise error
+    logger.error("the dead letter queue refuses job %d, which stays in the queue, used up: %s", job_id, error)
+    return int(job_id)
+
+
+def start(
+    database: Database, interval: timedelta, stop: asyncio.Event, running: set["asyncio.Task[None]"]
+) -> "asyncio.Task[None]":
+    """Have a scanner run in a task of its own, which is one of ``running`` until it ends.
+
+    Raises:
+        ConfigurationError: The interval is not above zero, or the database is not open.
+    """
+    if interval <= timedelta():
+        raise ConfigurationError(f"interval must be a timedelta above zero, not {interval!r}")
+    _ = database.pool  # not open: now is the time to say so
+    scanner = DeadLetterScanner(database, interval.total_seconds())
+    task = asyncio.create_task(scanner.run(stop), name="dead letters")
+    running.add(task)
+    task.add_done_callback(running.discard)
+    return task
+
+
+async def end(running: set["asyncio.Task[None]"]) -> None:
+    """End scanners that run, and wait until they have."""
+    tasks = list(running)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class DeadLetterScanner:
+    """Scans for used-up jobs at an interval. One process at a time scans; the others skip their turn."""
+
+    def __init__(self, database: Database, interval: float, *, moved_by: str = MOVED_BY) -> None:
+        """Prepare it.
+
+        Args:
+            database: Its pool is used.
+            interval: Seconds between scans.
+            moved_by: For the dead letters' ``created_by``.
+        """
+        self._database = database
+        self._interval = interval
+        self._moved_by = moved_by
+
+    async def run_once(self, stop: asyncio.Event | None = None) -> int:
+        """Scan once, unless another process does; how many jobs were moved.
+
+        Args:
+            stop: Set it to have the scan end after the page that is under way.
+        """
+        schema = self._database.schema
+        async with self._database.pool.acquire() as connection:
+            if not await connection.fetchval(text("begin_scan", schema), schema):
+                return 0
+            try:
+                moved = await process_failed_jobs(connection, schema, moved_by=self._moved_by, stop=stop)
+            finally:
+                await connection.fetchval(text("end_scan", schema), schema)
+        if moved:
+            logger.info("moved %d used-up jobs to the dead letter queue", moved)
+        return moved
+
+    async def run(self, stop: asyncio.Event | None = None) -> None:
+        """Scan at once and then at the interval; until ``stop`` is set, or cancelled."""
+        stop = stop or asyncio.Event()
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                await self.run_once(stop)
+            except (*DRIVER_ERRORS, BackfillError) as error:
+                logger.warning("cannot scan for used-up jobs now: %s", error)
+            pause = max(self._interval, _SHARE * (time.monotonic() - began))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads a fleet, no secret
+                    await stop.wait()

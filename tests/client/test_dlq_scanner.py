@@ -1,0 +1,127 @@
+"""The scan for used-up jobs: what others left is moved, all of it, by one process at a time."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backfill import BackfillClient, JobSpec
+from backfill.client.dlq_scanner import DeadLetterScanner
+from backfill.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Raw
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that every test has several."""
+    monkeypatch.setattr("backfill.client.dlq_scanner._PAGE", 4)
+
+
+async def leave_used_up_job(client: BackfillClient, raw: "Raw") -> int:
+    """A job as a Node worker leaves it after its last attempt."""
+    job = (await client.enqueue("left", {"n": 1}, JobSpec(max_attempts=3))).unwrap()
+    await raw.exhaust(job.id, "boom")
+    return job.id
+
+
+async def test_used_up_jobs_are_moved_all_of_them(client: BackfillClient, raw: "Raw") -> None:
+    jobs = [
+        outcome.unwrap()
+        for outcome in await client.enqueue_many([("t", n, JobSpec(max_attempts=2)) for n in range(25)])
+    ]
+    for job in jobs[::2]:
+        await raw.exhaust(job.id)
+    await raw.claim(jobs[1].id)
+    await raw.claim(jobs[1].id)  # its last run goes on
+    assert await client.process_failed_jobs() == 13
+    assert [job["payload"] for job in await raw.jobs()] == [str(n) for n in range(1, 25, 2)]
+    entries = (await client.list_dlq_jobs()).jobs
+    assert sorted(entry.payload for entry in entries) == list(range(0, 25, 2))
+    assert entries[0].failure_reason == "Job exceeded maximum retry attempts (2/2)"
+    assert entries[0].last_error == {"message": "it broke"}
+    assert await client.process_failed_jobs() == 0
+
+
+async def test_rows_that_somebody_has_locked_are_left_for_the_next_time(client: BackfillClient, raw: "Raw") -> None:
+    jobs = [(await client.enqueue("t", n)).unwrap() for n in range(3)]
+    for job in jobs:
+        await raw.exhaust(job.id)
+    async with raw.connection.transaction():
+        await raw.rows("select 1 from graphile_worker._private_jobs where id = $1 for update", jobs[1].id)
+        assert await client.process_failed_jobs() == 2
+    assert await client.process_failed_jobs(moved_by="somebody else") == 1
+    assert {entry.created_by for entry in (await client.list_dlq_jobs()).jobs} == {"backfill client", "somebody else"}
+
+
+async def test_a_job_that_the_table_refuses_stops_no_other(
+    client: BackfillClient, raw: "Raw", caplog: pytest.LogCaptureFixture
+) -> None:
+    await raw.run("alter table graphile_worker.backfill_dlq add constraint no_foes check (priority <> 13)")
+    jobs = [
+        outcome.unwrap()
+        for outcome in await client.enqueue_many(
+            [
+                ("t", n, JobSpec(priority=13 if n in {2, 9} else 0, run_at=datetime(2100, 1, 1, tzinfo=UTC)))
+                for n in range(11)
+            ]
+        )
+    ]
+    for job in jobs:
+        await raw.exhaust(job.id)
+    with caplog.at_level(logging.ERROR):
+        assert await client.process_failed_jobs() == 9
+    assert [job["payload"] for job in await raw.jobs()] == ["2", "9"]
+    assert [f"refuses job {jobs[n].id}" in caplog.text for n in (2, 9)] == [True, True]
+    assert caplog.text.count("no_foes") == 2
+
+
+async def test_one_scan_at_a_time(client: BackfillClient, raw: "Raw", other: "Raw") -> None:
+    await leave_used_up_job(client, raw)
+    scanner = DeadLetterScanner(client, 60.0, moved_by="test")
+    key = "hashtextextended('backfill dead letter scan of ' || $1::text, 0)"
+    await other.value(f"select pg_advisory_lock({key})", client.schema)
+    assert await scanner.run_once() == 0
+    await other.value(f"select pg_advisory_unlock({key})", client.schema)
+    assert await scanner.run_once() == 1
+    assert await scanner.run_once() == 0
+    (entry,) = (await client.list_dlq_jobs()).jobs
+    assert entry.created_by == "test"
+
+
+async def test_a_processor_scans_until_it_is_stopped(client: BackfillClient, raw: "Raw") -> None:
+    stop = asyncio.Event()
+    processor = client.start_dlq_processor(timedelta(milliseconds=1), stop)
+    for count in (1, 2):  # at once, and again
+        await leave_used_up_job(client, raw)
+        async with asyncio.timeout(30):
+            while (await client.list_dlq_jobs()).total != count:
+                pass
+    stop.set()
+    async with asyncio.timeout(30):
+        await processor
+
+
+async def test_a_scan_that_is_stopped_ends_after_its_page(client: BackfillClient, raw: "Raw") -> None:
+    for _ in range(6):
+        await leave_used_up_job(client, raw)
+    stop = asyncio.Event()
+    stop.set()
+    assert await client.process_failed_jobs(stop=stop) == 0
+    assert await client.process_failed_jobs(stop=asyncio.Event()) == 6
+
+
+async def test_a_processor_ends_with_its_client(client: BackfillClient) -> None:
+    processor = client.start_dlq_processor(timedelta(hours=1), asyncio.Event())
+    await client.close()
+    assert processor.done()
+    with pytest.raises(ConfigurationError, match="not open"):
+        client.start_dlq_processor(timedelta(hours=1), asyncio.Event())
+
+
+async def test_an_interval_of_nothing_is_refused(client: BackfillClient) -> None:
+    with pytest.raises(ConfigurationError, match="interval"):
+        client.start_dlq_processor(timedelta(), asyncio.Event())
