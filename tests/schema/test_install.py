@@ -298,7 +298,7 @@ async def test_the_ledgers_record_what_was_done(sql: "Sql") -> None:
     assert [row["id"] for row in rows] == list(range(1, 21))
     assert [row["id"] for row in rows if row["breaking"]] == [1, 3, 11, 13, 14, 16, 19]
     ours = await sql.rows("select id, name from graphile_worker.backfill_migrations order by id")
-    assert [tuple(row) for row in ours] == [(1, "dead_letter_queue"), (2, "to_jsonb")]
+    assert [tuple(row) for row in ours] == [(1, "dead_letter_queue"), (2, "to_jsonb"), (3, "workers")]
 
 
 async def test_a_lost_connection_is_a_database_error(empty_db: "Database") -> None:
