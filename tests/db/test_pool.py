@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from backfill.db import WORKER_SETTINGS, connect, open_pool, target
+from backfill.db import WORKER_SETTINGS, Limit, connect, open_pool, target
 from backfill.errors import ConfigurationError, DatabaseError
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ async def test_codecs_of_the_pool_change_no_payload_that_travels_as_text(empty_d
         assert await connection.fetchval("select ($1::text::json)::text", payload) == payload
 
 
-async def test_a_command_timeout_ends_a_statement(empty_db: "Database") -> None:
-    connection = await connect(empty_db.dsn, command_timeout=0.05)
+async def test_a_limit_ends_a_statement(empty_db: "Database") -> None:
+    connection = await connect(empty_db.dsn, limit=Limit("test", 0.05, by_server=False))
     try:
         with pytest.raises(TimeoutError):
             await connection.fetchval("select pg_sleep(60)")

@@ -1,6 +1,8 @@
 """Connections to PostgreSQL: pools, single connections, LISTEN, and what their errors mean."""
 
-from backfill.db.errors import DRIVER_ERRORS, is_connection_error, remedy, translate
+from backfill.db.errors import DRIVER_ERRORS, is_connection_error, overran, remedy, takes_no_writes, translate
+from backfill.db.hosts import target
+from backfill.db.limits import CALL, CLAIM, LISTEN, MAINTENANCE, RELEASE, START, Limit
 from backfill.db.listen import Listener
 from backfill.db.names import DEFAULT_SCHEMA, check_schema_name, quote_ident
 from backfill.db.pool import (
@@ -11,26 +13,36 @@ from backfill.db.pool import (
     connect,
     mark_unchanged,
     open_pool,
-    target,
 )
 from backfill.db.security import check_row_security
+from backfill.db.session import Session
 
 __all__ = [
     "APPLICATION_NAME",
+    "CALL",
+    "CLAIM",
     "DEFAULT_SCHEMA",
     "DRIVER_ERRORS",
+    "LISTEN",
+    "MAINTENANCE",
+    "RELEASE",
+    "START",
     "WORKER_SETTINGS",
     "Connection",
+    "Limit",
     "Listener",
     "Pool",
+    "Session",
     "check_row_security",
     "check_schema_name",
     "connect",
     "is_connection_error",
     "mark_unchanged",
     "open_pool",
+    "overran",
     "quote_ident",
     "remedy",
+    "takes_no_writes",
     "target",
     "translate",
 ]

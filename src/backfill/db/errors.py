@@ -5,6 +5,7 @@ from typing import Final
 
 import asyncpg
 
+from backfill.db.limits import Limit
 from backfill.errors import BackfillError, DatabaseError, SchemaError
 
 # What asyncpg raises. InternalClientError too: a statement sent while the server's farewell is being read raises it.
@@ -57,8 +58,35 @@ def is_connection_error(error: BaseException) -> bool:
     return isinstance(error, OSError | EOFError | asyncpg.InternalClientError)
 
 
-def remedy(error: BaseException) -> str | None:
-    """What to do about the error, as half a sentence; None when its own words have to do."""
+def takes_no_writes(error: BaseException) -> bool:
+    """Whether the connection has landed on a server that takes no writes: a standby, or what was the primary before."""
+    return isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+
+
+def overran(error: BaseException, statement: str, limit: Limit | None) -> BaseException | None:
+    """The error to raise, ``from`` the given one, for a statement that met its limit; None if that was not the trouble.
+
+    When the server ended it, it was not carried out, and the error is the server's with the limit named in it. When no
+    answer came, whether it was carried out is not known.
+    """
+    if limit is None:
+        return None
+    if isinstance(error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
+        return type(error)(f"{error} (statement {statement}, limit {limit.name}: {limit.shown})")
+    if isinstance(error, TimeoutError):
+        return DatabaseError(
+            f"no answer to the statement {statement} within {limit.client_seconds:g} s (limit {limit.name})"
+        )
+    return None
+
+
+def remedy(error: BaseException, *, connecting: bool = False) -> str | None:
+    """What to do about the error, as half a sentence; None when its own words have to do.
+
+    Args:
+        error: What the driver raised.
+        connecting: Whether it was raised by an attempt to connect.
+    """
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         return _REMEDIES.get(state) or _REMEDIES.get(state[:2])
@@ -66,17 +94,20 @@ def remedy(error: BaseException) -> str | None:
         return "the host name does not resolve: correct it in the database URL"
     if isinstance(error, ConnectionRefusedError | FileNotFoundError):
         return "is PostgreSQL running there, and are host and port (or the socket's folder) right?"
-    if isinstance(error, TimeoutError):
-        return "no answer in time: is the address right, and does a firewall let it through?"
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return "no server of the URL takes writes now: if none is about to, add the primary's address"
+    if isinstance(error, TimeoutError) and connecting:
+        return "is the address right, and does a firewall let it through?"
     return None
 
 
-def translate(error: BaseException, doing: str) -> BackfillError:
+def translate(error: BaseException, doing: str, *, connecting: bool = False) -> BackfillError:
     """The error of ours for an error of the driver, to be raised ``from`` it.
 
     Args:
         error: What the driver raised: an asyncpg error, an OSError or a TimeoutError.
         doing: What was being done, as the beginning of a sentence: ``"cannot enqueue send_email"``.
+        connecting: Whether that was an attempt to connect.
 
     Returns:
         A SchemaError when the schema's objects are missing, else a DatabaseError; an error of ours as it is.
@@ -85,6 +116,6 @@ def translate(error: BaseException, doing: str) -> BackfillError:
         return error
     kind = SchemaError if getattr(error, "sqlstate", None) in _SCHEMA_STATES else DatabaseError
     # The driver's text has the server's detail and hint on lines of their own.
-    said = "; ".join(str(error).splitlines()) or type(error).__name__
-    advice = remedy(error)
-    return kind(f"{doing}: {said}" + (f" ({advice})" if advice else ""))
+    said = "; ".join(str(error).splitlines()) or ("no answer in time" if isinstance(error, TimeoutError) else "")
+    advice = remedy(error, connecting=connecting)
+    return kind(f"{doing}: {said or type(error).__name__}" + (f" ({advice})" if advice else ""))

@@ -5,23 +5,24 @@ of a pool that a user brings along cannot change them.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 import asyncpg.pool
 
 from backfill.db.errors import DRIVER_ERRORS, translate
+from backfill.db.hosts import target
+from backfill.db.limits import CALL, CONNECT, Limit
+from backfill.db.session import Session
+from backfill.db.way import way_to
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
-    _Connection = asyncpg.Connection[asyncpg.Record]
 else:  # the classes are generic in their type stubs only
     Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
     Pool = asyncpg.Pool
-    _Connection = asyncpg.Connection
 
 APPLICATION_NAME: Final = "backfill"
 
@@ -41,27 +42,6 @@ WORKER_SETTINGS: Final[Mapping[str, str]] = {
 }
 
 
-class SessionConnection(_Connection):
-    """A connection of a pool of ours, which can be told that its session is as it was.
-
-    A pool resets a session when a connection comes back, for whoever left a setting, a lock or a LISTEN behind. That is a
-    round trip: as much as adding a job takes.
-    """
-
-    _unchanged = False
-
-    def mark_unchanged(self) -> None:
-        """Only statements that leave the session as it was have run since this was acquired: it needs no reset."""
-        self._unchanged = True
-
-    def get_reset_query(self) -> str:
-        """What the pool sends when the connection comes back; nothing if it was said to be unchanged."""
-        if self._unchanged:
-            self._unchanged = False
-            return ""
-        return str(super().get_reset_query())
-
-
 def mark_unchanged(connection: Connection) -> None:
     """Spare the reset of an acquired connection; of a pool that is not ours it takes place all the same."""
     mark = getattr(connection, "mark_unchanged", None)
@@ -69,51 +49,34 @@ def mark_unchanged(connection: Connection) -> None:
         mark()
 
 
-def target(url: str) -> str:
-    """Where a database URL leads, for messages: database, host and port, never user or password."""
-    try:
-        parts = urlsplit(url)
-        options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-        host = options.get("host") or parts.hostname or "the default host"
-        port = options.get("port") or parts.port
-        database = options.get("dbname") or options.get("database") or unquote(parts.path.lstrip("/"))
-    except ValueError:
-        return "the database of the database URL"
-    where = f"{host}:{port}" if port and not host.startswith("/") else host
-    return f"database {database!r} at {where}" if database else f"the default database at {where}"
-
-
 async def connect(
     url: str,
     *,
-    connect_timeout: float = 10.0,
-    command_timeout: float | None = 60.0,
+    limit: Limit = CALL,
+    connect_timeout: float = CONNECT,
     settings: Mapping[str, str] | None = None,
-) -> "asyncpg.Connection[asyncpg.Record]":
+) -> Session:
     """A connection of one's own.
 
     Args:
-        url: ``postgresql://user:password@host:port/database``; for a Unix socket ``postgresql:///database?host=/folder``.
+        url: ``postgresql://user:password@host:port/database``; for a Unix socket ``postgresql:///database?host=/folder``;
+            several hosts with commas in between, of which the one that takes writes is meant.
+        limit: How long each statement may take.
         connect_timeout: Seconds until the attempt to connect is given up.
-        command_timeout: Seconds that a statement may take before it is cancelled; None = no limit.
         settings: PostgreSQL settings of the session, such as ``WORKER_SETTINGS``; ``application_name`` is ``backfill``
-            unless given.
+            unless given. Through a pooler only ``Session.fetch_as_set`` has them.
 
     Raises:
         DatabaseError: It did not work; the message names host and database and says what to do.
         ConfigurationError: The URL cannot be read.
     """
+    named = {"application_name": APPLICATION_NAME, **(settings or {})}
     try:
-        return await asyncpg.connect(
-            url,
-            timeout=connect_timeout,
-            command_timeout=command_timeout,
-            server_settings={"application_name": APPLICATION_NAME, **(settings or {})},
-        )
+        return await way_to(url).connect(limit=limit, settings=named, patience=connect_timeout)
     except ValueError:
         raise _unreadable() from None  # the driver's message may quote the password
     except DRIVER_ERRORS as error:
-        raise translate(error, f"cannot connect to {target(url)}") from error
+        raise translate(error, f"cannot connect to {target(url)}", connecting=True) from error
 
 
 async def open_pool(
@@ -121,8 +84,8 @@ async def open_pool(
     *,
     min_size: int = 1,
     max_size: int = 10,
-    connect_timeout: float = 10.0,
-    command_timeout: float | None = 60.0,
+    limit: Limit = CALL,
+    connect_timeout: float = CONNECT,
     settings: Mapping[str, str] | None = None,
 ) -> Pool:
     """An open pool; the caller closes it.
@@ -131,8 +94,8 @@ async def open_pool(
         url: As for ``connect``.
         min_size: Connections opened at once and kept.
         max_size: Connections at most.
+        limit: How long each statement may take.
         connect_timeout: Seconds until an attempt to connect is given up.
-        command_timeout: Seconds that a statement may take before it is cancelled; None = no limit.
         settings: PostgreSQL settings of each session; ``application_name`` is ``backfill`` unless given.
 
     Raises:
@@ -141,20 +104,12 @@ async def open_pool(
     """
     if not 0 <= min_size <= max_size or max_size < 1:
         raise ConfigurationError(f"a pool of {min_size} to {max_size} connections: need 0 <= min_size <= max_size")
-    try:
-        return await asyncpg.create_pool(
-            url,
-            min_size=min_size,
-            max_size=max_size,
-            timeout=connect_timeout,
-            command_timeout=command_timeout,
-            connection_class=SessionConnection,
-            server_settings={"application_name": APPLICATION_NAME, **(settings or {})},
-        )
-    except ValueError:
-        raise _unreadable() from None  # the driver's message may quote the password
-    except DRIVER_ERRORS as error:
-        raise translate(error, f"cannot connect to {target(url)}") from error
+
+    async def dial(*_: Any, **__: Any) -> Session:
+        return await connect(url, limit=limit, connect_timeout=connect_timeout, settings=settings)
+
+    pool: Pool = await asyncpg.create_pool(min_size=min_size, max_size=max_size, connect=dial, connection_class=Session)
+    return pool
 
 
 def _unreadable() -> ConfigurationError:

@@ -363,3 +363,15 @@ select pg_try_advisory_lock(hashtextextended('backfill dead letter scan of ' || 
 -- takes: schema_name text
 -- gives: was_ours bool
 select pg_advisory_unlock(hashtextextended('backfill dead letter scan of ' || $1::text, 0)) as was_ours
+
+-- name: backend
+-- The id of the server's process behind this transaction. Through a pooler it is not the one that was announced to the client.
+-- gives: process int4
+select pg_backend_pid() as process
+
+-- name: set_for_transaction
+-- Sets settings up to the end of the transaction; how many.
+-- takes: names text[], values text[]
+-- gives: settings int8
+select count(set_config(wanted.name, wanted.value, true)) as settings
+  from unnest($1::text[], $2::text[]) as wanted(name, value)

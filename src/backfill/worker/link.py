@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from backfill.db import DRIVER_ERRORS, is_connection_error
+from backfill.db import DRIVER_ERRORS, Session, is_connection_error, overran, takes_no_writes
 from backfill.sql import text
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ _LONGEST_PAUSE: Final = 5.0
 
 
 class Link:
-    """A dedicated connection that runs named statements, each prepared once.
+    """A dedicated connection that runs named statements, each prepared once; through a pooler, each in a transaction.
 
     Attributes:
         losses: How often an open connection was lost.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]], schema: str) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Session]], schema: str) -> None:
         """Prepare it; the first statement connects.
 
         Args:
@@ -34,7 +34,7 @@ class Link:
         self.losses = 0
         self._connect = connect
         self._schema = schema
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection: Session | None = None
         self._prepared: dict[str, PreparedStatement[asyncpg.Record]] = {}
         self._failures = 0
 
@@ -47,21 +47,27 @@ class Link:
         """The rows of a named statement.
 
         Raises:
-            DatabaseError: There is no connection to be had.
-            one of DRIVER_ERRORS: The statement failed; after an error that
-                ``is_connection_error`` knows, whether it was carried out is not known.
+            DatabaseError: There is no connection to be had, or no answer came within the connection's limit.
+            one of DRIVER_ERRORS: The statement failed. After an error that ``is_connection_error`` knows, this or the
+                other, whether it was carried out is not known.
         """
         connection = self._connection
         if connection is None or connection.is_closed():
             connection = await self._open()
         try:
-            prepared = self._prepared.get(name)
-            if prepared is None:
-                prepared = self._prepared[name] = await connection.prepare(text(name, self._schema))
-            rows = await prepared.fetch(*args)
+            if connection.has_pooler:
+                rows = await connection.fetch_as_set(text(name, self._schema), *args)
+            else:
+                prepared = self._prepared.get(name)
+                if prepared is None:
+                    prepared = self._prepared[name] = await connection.prepare(text(name, self._schema))
+                rows = await prepared.fetch(*args)
         except BaseException as error:
-            if is_connection_error(error) or isinstance(error, asyncio.CancelledError):
+            if is_connection_error(error) or takes_no_writes(error) or isinstance(error, asyncio.CancelledError):
                 self._drop()
+            told = overran(error, name, connection.limit)
+            if told is not None:
+                raise told from error
             raise
         self._failures = 0
         return rows
@@ -82,7 +88,7 @@ class Link:
             except DRIVER_ERRORS:
                 connection.terminate()
 
-    async def _open(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _open(self) -> Session:
         self._prepared.clear()
         if self._connection is not None:
             self._connection = None

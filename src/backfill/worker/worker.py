@@ -17,11 +17,9 @@ from datetime import datetime
 from functools import partial
 from typing import Final
 
-import asyncpg
-
 from backfill.client import BackfillClient
 from backfill.client.dlq_scanner import DeadLetterScanner
-from backfill.db import DRIVER_ERRORS, WORKER_SETTINGS, Listener, connect
+from backfill.db import CLAIM, DRIVER_ERRORS, LISTEN, RELEASE, WORKER_SETTINGS, Limit, Listener, Session, connect
 from backfill.errors import BackfillError
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
@@ -41,7 +39,6 @@ CHANNEL: Final = "jobs:insert"
 _LAST_PHASE: Final = 5.0  # seconds of a stop that are for handlers which have to be cancelled
 _CLAIM_ENDS: Final = 2.0  # seconds that a claim under way is given at a stop
 _RECONCILE: Final = 600.0  # seconds between comparisons of our locks with memory when nothing was lost
-_LOCK_TIMEOUT: Final = "200ms"  # that a release waits for a dead letter's row
 _NAG: Final = 30.0  # seconds between warnings about handlers that can't be cancelled
 
 
@@ -70,10 +67,10 @@ class Worker:
         self._released = asyncio.Event()
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix=self.id)
         self._processes = Processes()
-        self._claim_link = Link(partial(self._connect, "claim"), config.schema)
-        self._release_link = Link(partial(self._connect, "release"), config.schema)
+        self._claim_link = Link(partial(self._connect, CLAIM), config.schema)
+        self._release_link = Link(partial(self._connect, RELEASE), config.schema)
         self.listener = Listener(
-            partial(self._connect, "listen"),
+            partial(self._connect, LISTEN),
             [CHANNEL],
             self._on_notify,
             on_up=self._on_up,
@@ -191,12 +188,11 @@ class Worker:
     def _ended(self) -> list[asyncio.Task[None]]:
         return [part for part in (*self._loops, *self._slot_tasks) if part.done()]
 
-    async def _connect(self, purpose: str) -> "asyncpg.Connection[asyncpg.Record]":
-        settings = WORKER_SETTINGS if purpose != "listen" else {}
-        named = {**settings, "application_name": f"{self.id}:{purpose}"}
-        if purpose == "release":  # somebody's open transaction on a dead letter holds up that one job alone
-            named["lock_timeout"] = _LOCK_TIMEOUT
-        return await connect(self._config.database_url, settings=named)
+    async def _connect(self, limit: Limit) -> Session:
+        """A connection for the purpose that the limit is for."""
+        settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else {}
+        named = {**settings, "application_name": f"{self.id}:{limit.name}"}
+        return await connect(self._config.database_url, limit=limit, settings=named)
 
     # -- what the parts tell each other -----------------------------------------------------------
 
