@@ -61,6 +61,19 @@ def make(config):
     assert done.out.splitlines() == ["3 0:02:00 None 0:00:00.050000", "greeted it", "1 job run"]
 
 
+async def test_forbidden_flags_by_option_and_by_environment(
+    cli: CommandLine, client: BackfillClient, rows: Rows
+) -> None:
+    await client.enqueue("greet", "slow", JobSpec(flags={"slow"}))
+    await client.enqueue("greet", "odd", JobSpec(flags={"odd one"}))
+    await client.enqueue("greet", "plain")
+    done = await cli("worker", "mytasks", "--once", "--forbid-flag", "slow", "--forbid-flag", "odd one")
+    assert done.out.splitlines() == ["greeted plain", "1 job run"]
+    done = await cli("worker", "mytasks", "--once", BACKFILL_FORBIDDEN_FLAGS="slow,other")
+    assert done.out.splitlines() == ["greeted odd", "1 job run"]
+    assert await rows("select attempts from graphile_worker._private_jobs") == [(0,)]
+
+
 async def test_lanes_say_what_runs(cli: CommandLine, client: BackfillClient, rows: Rows) -> None:
     for priority in (-9, -1, 5):
         await client.enqueue("greet", priority, JobSpec(priority=priority))

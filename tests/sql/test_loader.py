@@ -119,3 +119,33 @@ update t set
 def test_an_include_of_no_fragment_above_is_refused(content: str) -> None:
     with pytest.raises(ValueError, match="no fragment called"):
         expand(content, "f")
+
+
+VARIED = """\
+-- fragment: rest
+ where a > 0
+   --+ and b = any($1)
+
+-- name: plain
+-- variant: picky
+-- What it does.
+--+ -- takes: bs int4[]
+-- gives: a int4
+select a
+  from t
+-- include: rest
+
+-- name: other
+-- Another.
+-- gives: a int4
+select a from u
+"""
+
+
+def test_a_variant_has_the_lines_that_the_plain_statement_has_not() -> None:
+    plain, picky, other = parse(expand(VARIED, "some.sql"), "some.sql")
+    assert (plain.name, plain.takes, plain.doc) == ("plain", (), "What it does.")
+    assert plain.sql == "select a\n  from t\n where a > 0"
+    assert (picky.name, picky.takes, picky.gives) == ("picky", (("bs", "int4[]"),), plain.gives)
+    assert picky.sql == "select a\n  from t\n where a > 0\n   and b = any($1)"
+    assert (other.name, other.sql) == ("other", "select a from u")

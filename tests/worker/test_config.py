@@ -114,6 +114,16 @@ def test_overrides_come_before_the_environment() -> None:
     assert (config.poll_interval, config.log_jobs) == (timedelta(seconds=3), True)
 
 
+def test_forbidden_flags() -> None:
+    assert WorkerConfig(database_url=URL, forbidden_flags=["b", "a", "b"]).forbidden_flags == frozenset({"a", "b"})
+    assert from_env(BACKFILL_FORBIDDEN_FLAGS=" a, b c,,").forbidden_flags == frozenset({"a", "b c"})
+    assert from_env(BACKFILL_FORBIDDEN_FLAGS=" , ").forbidden_flags is None
+    overridden = WorkerConfig.from_env({"DATABASE_URL": URL, "BACKFILL_FORBIDDEN_FLAGS": "a"}, forbidden_flags=["b"])
+    assert overridden.forbidden_flags == frozenset({"b"})
+    function = list[str]
+    assert WorkerConfig(database_url=URL, forbidden_flags=function).forbidden_flags is function
+
+
 def test_an_unknown_override_is_refused() -> None:
     with pytest.raises(TypeError, match="pol_interval"):
         WorkerConfig.from_env({"DATABASE_URL": URL}, pol_interval=timedelta(seconds=3))
@@ -135,6 +145,9 @@ def test_without_a_database_the_message_says_what_to_set() -> None:
         ({"poll_interval": timedelta(0)}, "poll_interval"),
         ({"shutdown_timeout": timedelta(seconds=-1)}, "shutdown_timeout"),
         ({"dlq_processor_interval": timedelta(0)}, "dlq_processor_interval"),
+        ({"forbidden_flags": "slow"}, "forbidden_flags must be a set of names, not 'slow'.*a function"),
+        ({"forbidden_flags": ["backfill:dlq"]}, "forbidden_flags has 'backfill:dlq'"),
+        ({"forbidden_flags": 7}, "forbidden_flags must be a set"),
         ({"queue_configs": [QueueConfig("a", 1), QueueConfig("a", 2)]}, "two lanes have the name 'a'"),
         (
             {"queue_configs": [QueueConfig("a", 1, queue_name="q"), QueueConfig("b", 2, queue_name="q")]},

@@ -69,6 +69,7 @@ def _range(text: str) -> tuple[int, int]:
 @click.option("--processes", metavar="N", type=click.IntRange(1, 1000), help="N such workers, each a process.")
 @click.option("--poll-interval", type=DURATION, help="Between looks at the database while LISTEN is down. [200ms]")
 @click.option("--shutdown-timeout", type=DURATION, help="How long a stop may take in all.  [30s]")
+@click.option("--forbid-flag", "forbidden_flags", metavar="NAME", multiple=True, help="Leave such jobs; repeatable.")
 @click.option("--no-dlq", is_flag=True, help="Leave jobs that failed for good in the queue.")
 @click.option("--log-jobs", is_flag=True, help="Log a line at INFO for each job that ends well.")
 @common("INFO")
@@ -139,6 +140,8 @@ def _config(cli: Cli, url: str | None, options: dict[str, Any]) -> WorkerConfig:
     for name in ("poll_interval", "shutdown_timeout"):
         if options[name] is not None:
             given[name] = options[name]
+    if options["forbidden_flags"]:
+        given["forbidden_flags"] = options["forbidden_flags"]
     if options["no_dlq"]:
         given["dlq_processor_interval"] = None
     return WorkerConfig.from_env(**given)
@@ -149,8 +152,9 @@ def _refuse_settings(cli: Cli, loaded: Loaded, options: dict[str, Any]) -> None:
     given = {"database-url": cli.url_option, "schema": cli.schema_option, **options}
     for name, value in given.items():
         if value not in (None, False, ()):
+            shown = {"lanes": "lane", "forbidden_flags": "forbid-flag"}.get(name, name.replace("_", "-"))
             raise click.UsageError(
-                f"--{name.replace('_', '-').replace('lanes', 'lane')}: {loaded.source_target} is a builder with its own"
+                f"--{shown}: {loaded.source_target} is a builder with its own"
                 " WorkerConfig; name a function that makes a builder of a WorkerConfig instead"
             )
 

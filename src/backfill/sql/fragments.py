@@ -11,6 +11,15 @@ with dead as (…),
 select …
 
 A fragment may include those that stand above it.
+
+A statement may have a variant with more in it: the lines that begin with ``--+`` are part of the variant alone, so that
+the plain statement costs nothing for what it does not do.
+
+-- name: claim
+-- variant: claim_some
+--+ -- takes: names text[]
+select … where true
+--+  and name = any($1)
 """
 
 import re
@@ -18,11 +27,16 @@ import re
 _FRAGMENT = re.compile(
     r"^-- fragment: *(?P<name>\w+) *\n(?P<body>.*?)(?=^-- (?:name|fragment):|\Z)", re.MULTILINE | re.DOTALL
 )
+_STATEMENT = re.compile(r"^(?=-- name:)", re.MULTILINE)
+_VARIANT = re.compile(r"^-- variant: *(?P<name>\w+) *\n", re.MULTILINE)
+_NAME = re.compile(r"^-- name:.*$", re.MULTILINE)
+_MORE = re.compile(r"^(?P<indent> *)--\+ ?(?P<line>.*)$", re.MULTILINE)
+_MORE_LINE = re.compile(r"^ *--\+.*\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^-- include: *(?P<name>\w+) *$", re.MULTILINE)
 
 
 def expand(content: str, file: str) -> str:
-    """The file's text without its fragments, each ``-- include:`` line replaced by the fragment it names.
+    """The file's text without its fragments, each ``-- include:`` line replaced by the fragment it names, variants written out.
 
     Raises:
         ValueError: An include names no fragment of the file, or one that stands below it.
@@ -36,4 +50,15 @@ def expand(content: str, file: str) -> str:
 
     for found in _FRAGMENT.finditer(content):
         fragments[found["name"]] = _INCLUDE.sub(include, found["body"].rstrip())
-    return _INCLUDE.sub(include, _FRAGMENT.sub("", content))
+    whole = _INCLUDE.sub(include, _FRAGMENT.sub("", content))
+    return "".join(_with_variant(part) for part in _STATEMENT.split(whole))
+
+
+def _with_variant(statement: str) -> str:
+    """The statement without what is its variant's, and after it the variant, if it has one."""
+    declared = _VARIANT.search(statement)
+    plain = _MORE_LINE.sub("", _VARIANT.sub("", statement))
+    if declared is None:
+        return plain
+    named = _NAME.sub(f"-- name: {declared['name']}", _VARIANT.sub("", statement), count=1)
+    return plain + _MORE.sub(r"\g<indent>\g<line>", named)

@@ -62,6 +62,7 @@ returning jobs.id, jobs.task_id, jobs.job_queue_id as queue_id, jobs.key, jobs.f
           jobs.max_attempts, jobs.last_error, jobs.created_at, jobs.updated_at, jobs.locked_at, jobs.revision
 
 -- name: claim_jobs
+-- variant: claim_jobs_without_flags
 -- Claims due jobs for the lanes that take priorities: $3–$7 describe pieces of lanes (lane number, lowest and highest
 -- priority, idle slots, jobs wanted); the pieces of one call don't overlap.
 --
@@ -74,6 +75,7 @@ returning jobs.id, jobs.task_id, jobs.job_queue_id as queue_id, jobs.key, jobs.f
 -- was made since to run at once, is taken.
 -- takes: token text, task_ids int4[], lanes int4[], lows int2[], highs int2[], idle int4[], wanted int4[]
 -- takes: other_queues text[], began_at timestamptz, passed_queues int4[]
+--+ -- takes: forbidden_flags text[]
 -- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
 -- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
@@ -115,6 +117,7 @@ free as materialized (
            and jobs.priority = level.priority
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $11::text[])
            and ($9::timestamptz is null
                 or jobs.run_at <= $9::timestamptz
                 or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
@@ -156,6 +159,7 @@ candidate as materialized (
            and jobs.priority = level.priority
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $11::text[])
            and (jobs.job_queue_id is null
                 or (jobs.job_queue_id <> all($10::int4[])
                     and (select queues.is_available and queues.queue_name <> all($8::text[])
@@ -201,6 +205,7 @@ head as materialized (
         and tie.run_at = queue.run_at
         and tie.job_queue_id = queue.queue_id
         and tie.task_id = any($2::int4[])
+        --+ and (tie.flags is null or not tie.flags ?| $11::text[])
       order by tie.id + 0  -- not by the primary key's index, which would read all older jobs
       limit 1
    ) as lowest
@@ -212,6 +217,7 @@ head as materialized (
         and jobs.run_at <= now()
         and jobs.job_queue_id = queue.queue_id
         and jobs.task_id = any($2::int4[])
+        --+ and (jobs.flags is null or not jobs.flags ?| $11::text[])
         for update skip locked
    ) as first
 ),
@@ -234,8 +240,10 @@ picked as materialized (
 -- include: take_jobs
 
 -- name: claim_queue_head
+-- variant: claim_queue_head_without_flags
 -- Claims the first due job of the queue of that name, for the lane that is the queue's own; nothing while it is held.
 -- takes: token text, task_ids int4[], queue_name text, began_at timestamptz
+--+ -- takes: forbidden_flags text[]
 -- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
 -- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
@@ -261,6 +269,7 @@ picked as materialized (
            and jobs.run_at <= now()
            and jobs.job_queue_id = queue.id
            and jobs.task_id = any($2::int4[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $5::text[])
            and ($4::timestamptz is null
                 or jobs.run_at <= $4::timestamptz
                 or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
@@ -274,9 +283,11 @@ picked as materialized (
 -- include: take_jobs
 
 -- name: free_queues
+-- variant: free_queues_without_flags
 -- The queues that the first $4 due jobs of these tasks belong to, of those that nobody holds: after a claim that left them,
 -- queues whose first job somebody has locked, and behind whose jobs others' jobs wait unseen.
 -- takes: task_ids int4[], other_queues text[], passed_queues int4[], jobs int4
+--+ -- takes: forbidden_flags text[]
 -- gives: queue_id int4
 -- include: levels
 select distinct first.queue_id
@@ -290,6 +301,7 @@ select distinct first.queue_id
           and jobs.priority = level.priority
           and jobs.run_at <= now()
           and jobs.task_id = any($1::int4[])
+          --+ and (jobs.flags is null or not jobs.flags ?| $5::text[])
           and (jobs.job_queue_id is null
                or (jobs.job_queue_id <> all($3::int4[])
                    and (select queues.is_available and queues.queue_name <> all($2::text[])

@@ -20,6 +20,7 @@ import asyncpg
 from backfill.db import DRIVER_ERRORS
 from backfill.errors import BackfillError
 from backfill.worker.claimed import Claimed
+from backfill.worker.forbidden import ForbiddenFlags, ForbiddenFlagsError, flags_now
 from backfill.worker.handler import Handler
 from backfill.worker.lane import Lane
 from backfill.worker.link import Link
@@ -58,6 +59,7 @@ class Claimer:
         is_listening: Callable[[], bool],
         reconcile: Callable[[], Awaitable[bool]],
         began_at: datetime | None = None,
+        forbidden_flags: ForbiddenFlags = None,
     ) -> None:
         """Prepare it; ``run`` is its life.
 
@@ -71,6 +73,7 @@ class Claimer:
             is_listening: Whether notifications are known to arrive.
             reconcile: Called after the connection was lost, before the next claim; whether it could do all of it.
             began_at: The database's time at the start of a run that ends when nothing due is left; None to go on for ever.
+            forbidden_flags: Jobs with these are not claimed.
         """
         self.claims = 0
         self.polls = 0
@@ -96,6 +99,7 @@ class Claimer:
         self._is_listening = is_listening
         self._reconcile = reconcile
         self._began_at = began_at
+        self._forbidden_flags = forbidden_flags
         self._event = asyncio.Event()
         self._due_at: float | None = None
         self._ask_due = began_at is None
@@ -171,7 +175,9 @@ class Claimer:
                     self.look()
                     continue
             except (*DRIVER_ERRORS, BackfillError) as error:
-                logger.warning("cannot claim jobs, will try again: %s", str(error) or type(error).__name__)
+                theirs = error if isinstance(error, ForbiddenFlagsError) else None
+                words = str(error) or type(error).__name__
+                logger.warning("cannot claim jobs, will try again: %s", words, exc_info=theirs)
                 self.look_and_ask()
                 await self._link.pause()
                 continue
@@ -237,7 +243,9 @@ class Claimer:
         idle = sum(lane.idle for lane in self._lanes.values())
         rows = []
         if idle and len(self._passed) < _MOST_PASSED:
-            rows = await self._link.fetch("free_queues", self._task_ids, self._other_queues, self._passed, idle)
+            rows = await self._fetch_permitted(
+                "free_queues", "free_queues_without_flags", self._task_ids, self._other_queues, self._passed, idle
+            )
         self._passed = [*self._passed, *(row["queue_id"] for row in rows)] if rows else []
         self._behind = bool(rows)
         return self._behind
@@ -275,9 +283,8 @@ class Claimer:
             return 0
         columns: list[Any] = [list(column) for column in zip(*pieces, strict=True)]
         token, sent_at = self._next_token(), time.monotonic()
-        rows = await self._link.fetch(
-            "claim_jobs", token, self._task_ids, *columns, self._other_queues, self._began_at, self._passed
-        )
+        args = (token, self._task_ids, *columns, self._other_queues, self._began_at, self._passed)
+        rows = await self._fetch_permitted("claim_jobs", "claim_jobs_without_flags", *args)
         jobs: dict[int, list[Claimed]] = {number: [] for number in asked}
         for job in self._received(rows, token, None):
             jobs.setdefault(job.lane.number, []).append(job)
@@ -309,13 +316,21 @@ class Claimer:
             lane.claimed(idle, idle, 0)
             return 0
         token = self._next_token()
-        rows = await self._link.fetch("claim_queue_head", token, self._task_ids, queue_name, self._began_at)
+        args = (token, self._task_ids, queue_name, self._began_at)
+        rows = await self._fetch_permitted("claim_queue_head", "claim_queue_head_without_flags", *args)
         if rows:
             lane.put(self._received(rows, token, lane))
         else:
             lane.claimed(idle, idle, 0)
             self._quiet_until[lane.number] = now + _QUIET * (time.monotonic() - now)
         return len(rows)
+
+    async def _fetch_permitted(self, name: str, variant: str, *args: Any) -> list[asyncpg.Record]:
+        """The rows of a statement, or of its variant when flags are forbidden now."""
+        forbidden = await flags_now(self._forbidden_flags) if self._forbidden_flags is not None else None
+        if forbidden:
+            return await self._link.fetch(variant, *args, forbidden)
+        return await self._link.fetch(name, *args)
 
     def _next_token(self) -> str:
         self.claims += 1

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 from backfill.db import DEFAULT_SCHEMA, check_schema_name
 from backfill.errors import ConfigurationError
+from backfill.worker.forbidden import ForbiddenFlags, checked_forbidden
 
 LOWEST_PRIORITY: Final = -32768
 HIGHEST_PRIORITY: Final = 32767
@@ -94,6 +95,8 @@ class WorkerConfig:
         shutdown_timeout: How long a stop may take in all. The last five seconds (or half of it, if shorter) are for
             handlers that have to be cancelled.
         log_jobs: Log a line at INFO for each job that ends well.
+        forbidden_flags: Jobs with one of these flags are left alone: names, or a function without parameters (``def`` or
+            ``async def``) that is asked before each claim and gives names or None. It runs in the event loop.
 
     Raises:
         ConfigurationError: A value is out of its range; the message names it.
@@ -106,6 +109,7 @@ class WorkerConfig:
     dlq_processor_interval: timedelta | None = timedelta(seconds=60)
     shutdown_timeout: timedelta = timedelta(seconds=30)
     log_jobs: bool = False
+    forbidden_flags: ForbiddenFlags = None
 
     def __post_init__(self) -> None:
         if not self.database_url:
@@ -124,6 +128,7 @@ class WorkerConfig:
             _positive(name, getattr(self, name))
         if self.dlq_processor_interval is not None:
             _positive("dlq_processor_interval", self.dlq_processor_interval)
+        object.__setattr__(self, "forbidden_flags", checked_forbidden(self.forbidden_flags))
 
     def _lane_queues(self) -> list[str]:
         return [lane.queue_name for lane in self.queue_configs if lane.queue_name is not None]
@@ -139,8 +144,9 @@ class WorkerConfig:
 
         Read are ``DATABASE_URL``, ``GRAPHILE_WORKER_SCHEMA``, ``FAST_QUEUE_CONCURRENCY`` (10, priorities below 0),
         ``BULK_QUEUE_CONCURRENCY`` (5, priorities from 0), ``DEAD_LETTER_QUEUE_CONCURRENCY`` (2, the serial queue
-        ``dead_letter``; 0 = no such lane), ``POLL_INTERVAL_MS`` (200), ``SHUTDOWN_TIMEOUT_SECS`` (30) and
-        ``DLQ_PROCESSOR_INTERVAL_SECS`` (60; 0 = off). An unset or empty variable means its default.
+        ``dead_letter``; 0 = no such lane), ``POLL_INTERVAL_MS`` (200), ``SHUTDOWN_TIMEOUT_SECS`` (30),
+        ``DLQ_PROCESSOR_INTERVAL_SECS`` (60; 0 = off) and ``BACKFILL_FORBIDDEN_FLAGS`` (names, with commas between). An
+        unset or empty variable means its default.
 
         Args:
             environ: The variables; the process's own when None.
@@ -160,6 +166,7 @@ class WorkerConfig:
                 if (seconds := env.number("DLQ_PROCESSOR_INTERVAL_SECS", 60, least=0))
                 else None
             ),
+            "forbidden_flags": env.names("BACKFILL_FORBIDDEN_FLAGS"),
         }
         if "queue_configs" not in overrides:
             values["queue_configs"] = env.lanes()
@@ -205,6 +212,10 @@ class _Environment:
                 f"{name}={value!r:.50} is not a whole number of at least {least} and at most {_MOST_DIGITS} digits"
             )
         return int(value)
+
+    def names(self, name: str) -> list[str] | None:
+        found = [part.strip() for part in self._environ.get(name, "").split(",")]
+        return [part for part in found if part] or None
 
     def lanes(self) -> list[QueueConfig]:
         lanes = [

@@ -94,6 +94,7 @@ class Worker:
             is_listening=lambda: self.listener.proven,
             reconcile=self._reconcile,
             began_at=began_at,
+            forbidden_flags=config.forbidden_flags,
         )
         self.slots = [
             Slot(
