@@ -11,6 +11,7 @@ from backfill.client import (
     enqueue_serial,
 )
 from backfill.errors import BackfillError, WorkerError
+from backfill.hooks import HookRegistry, Plugin
 from backfill.model import (
     AlreadyInProgress,
     DlqFilter,
@@ -41,9 +42,11 @@ __all__ = [
     "DlqStats",
     "EnqueueOutcome",
     "Enqueued",
+    "HookRegistry",
     "Job",
     "JobKeyMode",
     "JobSpec",
+    "Plugin",
     "Priority",
     "Queue",
     "QueueConfig",

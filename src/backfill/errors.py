@@ -28,6 +28,38 @@ class CrontabError(BackfillError):
     """A crontab line that cannot be read; the message quotes it and says where."""
 
 
+class JobScheduleSkipped(BackfillError):  # noqa: N818 - a name of the public surface
+    """A ``before_job_schedule`` hook kept a job from being added; nothing was written.
+
+    Parameters:
+        identifier: The task of the job.
+    """
+
+    def __init__(self, identifier: str) -> None:
+        super().__init__(identifier)
+        self.identifier = identifier
+
+    def __str__(self) -> str:
+        return f"a before_job_schedule hook skipped a job of {self.identifier!r}: nothing was added"
+
+
+class JobScheduleFailed(BackfillError):  # noqa: N818 - a name of the public surface
+    """A ``before_job_schedule`` hook refused a job, or raised; nothing was written.
+
+    Parameters:
+        identifier: The task of the job.
+        message: Why.
+    """
+
+    def __init__(self, identifier: str, message: str) -> None:
+        super().__init__(identifier, message)
+        self.identifier = identifier
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"a before_job_schedule hook refused a job of {self.identifier!r}: {self.message}; nothing was added"
+
+
 class InvalidJob(BackfillError, ValueError):  # noqa: N818 - a name of the public surface
     """A value of a job, a policy, a payload or a filter that was refused before anything was written."""
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from backfill import BackfillClient, Enqueued, JobSpec, Priority, Queue, RetryPolicy, TaskHandler, task
-from backfill.client import Enqueuer, build_enqueue
+from backfill.client import build_enqueue
 from backfill.client.batch import JobTuple
 from backfill.errors import ConfigurationError, DatabaseError, InvalidJob
 from backfill.sql import text
@@ -362,26 +362,4 @@ async def test_build_enqueue_sends_nothing_and_anything_can_send_it(raw: "Raw") 
     assert [(job["task"], job["max_attempts"], job["key"]) for job in await raw.jobs()] == [
         ("patient", 5, None),
         ("patient", 5, "k"),
-    ]
-
-
-async def test_interceptors_see_each_job_before_it_is_checked(client: BackfillClient, raw: "Raw") -> None:
-    async def stamp(task: Any, payload: Any, spec: JobSpec | None) -> tuple[Any, Any, JobSpec | None]:
-        if payload == "refuse":
-            raise PermissionError("not this one")
-        return task, {"was": payload}, spec or JobSpec(priority=1)
-
-    async def rename(task: Any, payload: Any, spec: JobSpec | None) -> tuple[Any, Any, JobSpec | None]:
-        return f"{task}!", payload, spec
-
-    enqueuer = Enqueuer(client.pool, client.schema, [stamp, rename])
-    await enqueuer.enqueue("a", 1)
-    await enqueuer.enqueue_many([("b", 2), ("c", 3, JobSpec(job_key="k"))])
-    with pytest.raises(PermissionError):
-        await enqueuer.enqueue_many([("d", 4), ("e", "refuse")])
-    await enqueuer.close()
-    assert [(job["task"], job["payload"], job["priority"]) for job in await raw.jobs()] == [
-        ("a!", '{"was":1}', 1),
-        ("b!", '{"was":2}', 1),
-        ("c!", '{"was":3}', 0),
     ]

@@ -102,7 +102,7 @@ def prepare(jobs: Iterable[JobTuple]) -> Batch:
     position = -1
     for position, job in enumerate(jobs):
         try:
-            task, payload, spec = _parts(job)
+            task, payload, spec = parts(job)
             same = (task if isinstance(task, str) else id(task), id(spec))
             found = known.get(same)
             if found is None:
@@ -110,7 +110,7 @@ def prepare(jobs: Iterable[JobTuple]) -> Batch:
             kind = found[0]
             encoded = payload_text(payload)
         except InvalidJob as error:
-            raise InvalidJob(f"job {position + 1} of the batch: {error}; no job was added") from error
+            raise refused(position, error) from error
         if kind.key is None:
             chunks.add(position, kind, encoded)
         elif kind.key in keyed:
@@ -168,11 +168,16 @@ class _Chunks:
         self._chunk.jobs.append((number, payload, position))
 
 
-def _parts(job: Any) -> tuple[TaskName, Any, JobSpec | None]:
+def parts(job: Any) -> tuple[TaskName, Any, JobSpec | None]:
     """Task, payload and spec of one job of a batch that may leave some out."""
     if not isinstance(job, tuple) or not 1 <= len(job) <= 3:
         raise InvalidJob(f"write (task, payload, spec), not {job!r:.100}")
     return (*job, *(msgspec.UNSET, None)[len(job) - 1 :])
+
+
+def refused(position: int, error: InvalidJob) -> InvalidJob:
+    """The error for the job at that place of a batch, counted from 0."""
+    return InvalidJob(f"job {position + 1} of the batch: {error}; no job was added")
 
 
 def _settings(kind: Kind) -> tuple[Any, ...]:

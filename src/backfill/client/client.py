@@ -1,6 +1,7 @@
 """BackfillClient: the operations of this package with a pool behind them."""
 
 import asyncio
+from collections.abc import Iterable
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,7 @@ from backfill.client.enqueuer import Enqueuer
 from backfill.client.methods import adding, operation
 from backfill.db import DEFAULT_SCHEMA, Pool, check_row_security, check_schema_name, open_pool
 from backfill.errors import ConfigurationError
+from backfill.hooks import HookRegistry, Plugin
 from backfill.schema import install as install_schema
 
 _NOT_OPEN = "the client is not open: use `async with BackfillClient(...)`, or await its open()"
@@ -22,16 +24,32 @@ class BackfillClient:
 
     Use it as an async context manager, or call ``open`` and ``close``.
 
+    Attributes:
+        hooks: Its registry.
+
     Args:
         url_or_pool: A database URL, for a pool of its own; or an open asyncpg pool, which is not closed with the client.
         schema: The schema's name, unquoted.
         install: Install what is missing of the schema when opening.
+        plugins: Hooks of a client are those of ``BeforeJobSchedule``: they see each job that it adds.
+        hooks: A registry to use, and to register the plugins with; None = one of its own.
 
     Raises:
-        ConfigurationError: PostgreSQL cannot have a schema of that name.
+        ConfigurationError: PostgreSQL cannot have a schema of that name, or a plugin is none.
     """
 
-    def __init__(self, url_or_pool: str | Pool, schema: str = DEFAULT_SCHEMA, install: bool = True) -> None:
+    def __init__(
+        self,
+        url_or_pool: str | Pool,
+        schema: str = DEFAULT_SCHEMA,
+        install: bool = True,
+        *,
+        plugins: Iterable[Plugin] = (),
+        hooks: HookRegistry | None = None,
+    ) -> None:
+        self.hooks = HookRegistry() if hooks is None else hooks
+        for plugin in plugins:
+            self.hooks.add_plugin(plugin)
         self._url = url_or_pool if isinstance(url_or_pool, str) else None
         self._given = None if isinstance(url_or_pool, str) else url_or_pool
         self._schema = check_schema_name(schema)
@@ -60,7 +78,7 @@ class BackfillClient:
                 if pool is not self._given:
                     await pool.close()
                 raise
-            self._pool, self._enqueuer = pool, Enqueuer(pool, self._schema)
+            self._pool, self._enqueuer = pool, Enqueuer(pool, self._schema, self.hooks)
         return self
 
     async def close(self) -> None:

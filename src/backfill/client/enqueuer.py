@@ -7,23 +7,22 @@ two still wait for each other, PostgreSQL ends one of them, which is then sent a
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import Any, Final
 
 import asyncpg
 import msgspec
 
-from backfill.client.batch import Batch, Chunk, JobTuple, Keyed, keyed_args, pieces, prepare
+from backfill.client.batch import Batch, Chunk, JobTuple, Keyed, keyed_args, parts, pieces, prepare, refused
 from backfill.client.doing import doing
 from backfill.client.enqueue import MOST_TRIES, add_keyed, build, inserted, lost_races, names_missing
 from backfill.client.notify import TRANSACTION_NOTIFICATION, Notifier, notification
-from backfill.client.rows import Kind, TaskName, kind_of, payload_text
+from backfill.client.rows import Kind, TaskName, kind_of, payload_text, settings_of
 from backfill.db import Connection, Pool, mark_unchanged
-from backfill.model import EnqueueOutcome, JobKeyMode, JobSpec, TaskHandler, checked_int
+from backfill.errors import InvalidJob, JobScheduleFailed, JobScheduleSkipped
+from backfill.hooks import HookRegistry
+from backfill.model import EnqueueOutcome, JobKeyMode, JobSpec, TaskHandler, checked_int, decode_payload
 from backfill.sql import text
-
-Interceptor: TypeAlias = Callable[[TaskName, Any, JobSpec | None], Awaitable[tuple[TaskName, Any, JobSpec | None]]]
-"""Called before a job is checked and added: gives task, payload and spec as they are to be, or raises to refuse it."""
 
 _MOST_KNOWN: Final = 10_000
 _ASIDE_SECONDS: Final = 0.5
@@ -36,13 +35,13 @@ class Enqueuer:
     Args:
         pool: Where the connections come from; it stays open when this is closed.
         schema: The schema's name, unquoted.
-        interceptors: Each job goes through them in turn.
+        hooks: Its ``before_job_schedule`` handlers are asked about each job; None = nobody is.
     """
 
-    def __init__(self, pool: Pool, schema: str, interceptors: Sequence[Interceptor] = ()) -> None:
+    def __init__(self, pool: Pool, schema: str, hooks: HookRegistry | None = None) -> None:
         self._pool = pool
         self._schema = schema
-        self._interceptors = tuple(interceptors)
+        self._hooks = HookRegistry() if hooks is None else hooks
         self._notifier = Notifier(pool, schema)
         self._known: set[tuple[str, str | None]] = set()
 
@@ -72,10 +71,11 @@ class Enqueuer:
 
         Raises:
             InvalidJob: Something in it cannot be; nothing was sent.
+            JobScheduleSkipped, JobScheduleFailed: A hook kept it out; nothing was sent.
             DatabaseError: The database refused it or could not be reached.
         """
-        if self._interceptors:
-            task, payload, spec = await self._intercept(task, payload, spec)
+        if self._hooks.around_adding:
+            task, payload, spec = await self._asked(task, payload, spec)
         kind, encoded = kind_of(task, spec), payload_text(payload)
         if connection is not None:
             if kind.key is None:
@@ -111,10 +111,11 @@ class Enqueuer:
 
         Raises:
             InvalidJob: A job cannot be, or two have the same key; nothing was sent.
+            JobScheduleSkipped, JobScheduleFailed: A hook kept one of them out, and so all; nothing was sent.
             DatabaseError: The database refused them or could not be reached; none was added.
         """
-        if self._interceptors:
-            jobs = [await self._intercept(*job) for job in jobs]
+        if self._hooks.around_adding:
+            jobs = await self._all_asked(jobs)
         batch = prepare(jobs)
         if connection is not None:
             await self._create_unknown(batch.kinds(), connection)
@@ -153,12 +154,27 @@ class Enqueuer:
             raise
         return count
 
-    async def _intercept(
-        self, task: TaskName, payload: Any = msgspec.UNSET, spec: JobSpec | None = None
-    ) -> tuple[TaskName, Any, JobSpec | None]:
-        for interceptor in self._interceptors:
-            task, payload, spec = await interceptor(task, payload, spec)
-        return task, payload, spec
+    async def _asked(self, task: TaskName, payload: Any, spec: JobSpec | None) -> tuple[TaskName, Any, JobSpec | None]:
+        """The job as the hooks let it in.
+
+        They see what will be stored: the payload as a JSON value, and the settings with those of the task.
+        """
+        identifier, whole = settings_of(task, spec)
+        value = decode_payload(payload_text(payload))
+        return task, await self._hooks.ask_before_adding(identifier, value, whole), spec
+
+    async def _all_asked(self, jobs: Iterable[JobTuple]) -> list[JobTuple]:
+        """The jobs of a batch as the hooks let them in, if they let in all of them."""
+        asked: list[JobTuple] = []
+        for position, job in enumerate(jobs):
+            try:
+                asked.append(await self._asked(*parts(job)))
+            except InvalidJob as error:
+                raise refused(position, error) from error
+            except (JobScheduleSkipped, JobScheduleFailed) as error:
+                error.add_note(f"it was job {position + 1} of a batch; no job was added")
+                raise
+        return asked
 
     async def _insert(
         self, connection: Connection, kind: Kind, payload: str, notify: str | None, *, counting: bool = False

@@ -92,15 +92,7 @@ def kind_of(task: TaskName, spec: JobSpec | None) -> Kind:
         InvalidJob: The identifier cannot be one, or the spec is no JobSpec.
         ConfigurationError: The TaskHandler class is not complete.
     """
-    if spec is not None and not isinstance(spec, JobSpec):
-        raise InvalidJob(f"spec must be a JobSpec, not {spec!r:.100} ({type(spec).__name__})")
-    if isinstance(task, str):
-        identifier = checked_identifier(task)
-        spec = spec or _PLAIN
-    else:
-        options = options_of(task)
-        identifier = options.identifier
-        spec = options.apply_to(spec)
+    identifier, spec = settings_of(task, spec)
     stored = spec.stored_flags()
     flags, extras = (NO_FLAGS, NO_EXTRAS) if stored is None else decode_flags(dict.fromkeys(stored))
     return Kind(
@@ -115,6 +107,21 @@ def kind_of(task: TaskName, spec: JobSpec | None) -> Kind:
         flags=flags,
         extras=extras,
     )
+
+
+def settings_of(task: TaskName, spec: JobSpec | None) -> tuple[str, JobSpec]:
+    """The task's identifier, and the spec with the task's settings where it has none of its own.
+
+    Raises:
+        InvalidJob: The identifier cannot be one, or the spec is no JobSpec.
+        ConfigurationError: The TaskHandler class is not complete.
+    """
+    if spec is not None and not isinstance(spec, JobSpec):
+        raise InvalidJob(f"spec must be a JobSpec, not {spec!r:.100} ({type(spec).__name__})")
+    if isinstance(task, str):
+        return checked_identifier(task), spec or _PLAIN
+    options = options_of(task)
+    return options.identifier, options.apply_to(spec)
 
 
 def payload_text(payload: Any) -> str:

@@ -1,16 +1,20 @@
 """WorkerRunner: a worker in three ways: until told to stop, in the background, or over what is due now."""
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from backfill.client import BackfillClient
 from backfill.errors import ConfigurationError
+from backfill.hooks import Event, HookRegistry, Plugin
 from backfill.model import Task, TaskHandler
 from backfill.sql import text
 from backfill.worker.config import WorkerConfig
 from backfill.worker.handler import Handler, make_handler
 from backfill.worker.worker import Worker
+
+E = TypeVar("E", bound=Event)
 
 
 class WorkerRunnerBuilder:
@@ -19,6 +23,7 @@ class WorkerRunnerBuilder:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._handlers: dict[str, Handler] = {}
+        self._hooks = HookRegistry()
 
     @property
     def config(self) -> WorkerConfig:
@@ -42,6 +47,28 @@ class WorkerRunnerBuilder:
             )
         return self
 
+    def add_plugin(self, plugin: Plugin) -> Self:
+        """Have a plugin register its handlers, at once.
+
+        Raises:
+            ConfigurationError: It is no plugin, or registers what can't be.
+        """
+        self._hooks.add_plugin(plugin)
+        return self
+
+    def on(self, event: type[E] | str, handler: Callable[[E], Any]) -> Self:
+        """Register a handler of an event.
+
+        Args:
+            event: The event's class, or its name such as ``job_complete``.
+            handler: A function of the event, sync or async.
+
+        Raises:
+            ConfigurationError: There is no such event, or the handler can't be called with one.
+        """
+        self._hooks.on(event)(handler)
+        return self
+
     async def build(self) -> "WorkerRunner":
         """Connect, install the schema if need be, and give the runner.
 
@@ -52,7 +79,7 @@ class WorkerRunnerBuilder:
         """
         if not self._handlers:
             raise ConfigurationError("no job is defined: call define_job before build")
-        client = BackfillClient(self._config.database_url, schema=self._config.schema)
+        client = BackfillClient(self._config.database_url, schema=self._config.schema, hooks=self._hooks)
         await client.open()
         return WorkerRunner(self._config, tuple(self._handlers.values()), client)
 
