@@ -131,6 +131,7 @@ async def test_a_schema_installed_after_the_dlq_file_accepts_it(empty_db: "Datab
         "applied dead_letter_queue",
         "applied to_jsonb",
         "applied workers",
+        "applied add_job",
     ]
     assert await check(connection, "graphile_worker") == []
     assert await connection.fetchval("select count(*) from graphile_worker.backfill_dlq") == 1

@@ -33,6 +33,12 @@ MIGRATIONS: Final[Sequence[Migration]] = (
     Migration(1, "dead_letter_queue", "table backfill_dlq"),
     Migration(2, "to_jsonb", "function backfill_to_jsonb(payload json)"),
     Migration(3, "workers", "table backfill_workers"),
+    Migration(
+        4,
+        "add_job",
+        "function backfill_add_job(identifier text, payload json, queue_name text, run_at timestamp with time zone,"
+        " max_attempts integer, job_key text, priority integer, flags text[], job_key_mode text)",
+    ),
 )
 
 

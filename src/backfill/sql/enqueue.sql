@@ -67,7 +67,7 @@ select array_agg(made.id order by made.id) as ids, min(made.created_at) as creat
   from made
 
 -- name: add_job
--- Adds a job with a key, by Graphile Worker's rules, notification included. No row: a worker claimed the key's job at
+-- Adds a job with a key, by Graphile Worker's rules, notification included, through our wrapper, which saves it most planning. No row: a worker claimed the key's job at
 -- this moment; send this again. payload: only where the row was there before, since two arrays are joined.
 -- takes: task text, payload text, queue text, priority int4, run_at timestamptz, max_attempts int4, flags text[]
 -- takes: job_key text, job_key_mode text
@@ -80,7 +80,7 @@ with held as materialized (
 select
 -- include: keyed_job
   from (select $1::text as task, $3::text as queue) as given
- cross join lateral graphile_worker.add_job(
+ cross join lateral graphile_worker.backfill_add_job(
          identifier => $1::text, payload => $2::text::json, queue_name => $3::text, run_at => $5::timestamptz,
          max_attempts => $6::int4, job_key => $8::text, priority => $4::int4, flags => $7::text[],
          job_key_mode => $9::text) as job
@@ -149,7 +149,7 @@ select
            as in_order(task, payload, queue, priority, run_at, max_attempts, flags, key, mode)
      order by in_order.key
   ) as given
- cross join lateral graphile_worker.add_job(
+ cross join lateral graphile_worker.backfill_add_job(
          identifier => given.task, payload => given.payload::json, queue_name => given.queue, run_at => given.run_at,
          max_attempts => given.max_attempts::int4, job_key => given.key, priority => given.priority::int4,
          flags => array(select jsonb_object_keys(given.flags::jsonb)), job_key_mode => given.mode) as job
