@@ -61,3 +61,11 @@ async def runs(db: "Database") -> asyncpg.Connection:
     connection = await db.connect()
     await connection.execute(RUNS)
     return connection
+
+
+@pytest.fixture
+async def empty_runs(empty_db: "Database") -> asyncpg.Connection:
+    """The same for `empty_db`."""
+    connection = await empty_db.connect()
+    await connection.execute(RUNS)
+    return connection

@@ -11,10 +11,10 @@ from backfill.client import inspect as look
 from backfill.client.doing import doing
 from backfill.client.enqueuer import Enqueuer
 from backfill.client.methods import adding, operation
-from backfill.db import DEFAULT_SCHEMA, Pool, check_row_security, check_schema_name, open_pool
+from backfill.db import DEFAULT_SCHEMA, Pool, check_schema_name, open_pool
 from backfill.errors import ConfigurationError
 from backfill.hooks import HookRegistry, Plugin
-from backfill.schema import install as install_schema
+from backfill.schema import open_schema
 
 _NOT_OPEN = "the client is not open: use `async with BackfillClient(...)`, or await its open()"
 
@@ -71,14 +71,13 @@ class BackfillClient:
             try:
                 with doing("cannot open the client"):
                     async with pool.acquire() as connection:
-                        if self._install:
-                            await install_schema(connection, self._schema)
-                        await check_row_security(connection, self._schema)
+                        state = await open_schema(connection, self._schema, installing=self._install)
             except BaseException:
                 if pool is not self._given:
                     await pool.close()
                 raise
-            self._pool, self._enqueuer = pool, Enqueuer(pool, self._schema, self.hooks)
+            enqueuer = Enqueuer(pool, self._schema, self.hooks, familiar=state.is_familiar)
+            self._pool, self._enqueuer = pool, enqueuer
         return self
 
     async def close(self) -> None:

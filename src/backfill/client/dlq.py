@@ -28,7 +28,7 @@ from backfill.model import (
     encode_flags,
     encode_payload,
 )
-from backfill.schema import install
+from backfill.schema import install, is_familiar
 from backfill.sql import text
 
 _TRIES = 20
@@ -107,18 +107,25 @@ async def requeue_dlq_job(
     if notes is not None:
         notes = _storable("notes", notes)
     edited = None if payload is msgspec.UNSET else encode_payload(payload)
+    statement = await requeueing(connection, schema)
     for _ in range(_TRIES):
         await connection.execute(text("create_dlq_names", schema), [entry_id])
         async with connection.transaction():
             if force:
                 await _make_room(connection, schema, entry_id)
-            row = await connection.fetchrow(text("requeue_dlq_jobs", schema), [entry_id], edited, notes, force)
+            row = await connection.fetchrow(statement, [entry_id], edited, notes, force)
             if row is not None:
                 made = await connection.fetchrow(text("get_job", schema), row["job_id"])
                 if made is not None:
                     return job_of(made)
             await _refuse(connection, schema, entry_id, force=force)
     raise DatabaseError(f"DLQ entry {entry_id} could not be requeued: others come in between each time; try again")
+
+
+async def requeueing(connection: Connection, schema: str) -> str:
+    """The statement that requeues entries in this schema."""
+    familiar = await is_familiar(connection, schema)
+    return text("requeue_dlq_jobs" if familiar else "requeue_dlq_jobs_by_add_job", schema)
 
 
 async def delete_dlq_job(connection: Connection, schema: str, entry_id: int) -> bool:

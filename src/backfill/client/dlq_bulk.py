@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from backfill.client.dlq import chosen_by
+from backfill.client.dlq import chosen_by, requeueing
 from backfill.db import Connection
 from backfill.errors import InvalidJob
 from backfill.model import DlqFilter, checked_int, checked_text
@@ -58,10 +58,11 @@ async def requeue_dlq_jobs(
         raise InvalidJob("the filter means entries that are out; these cannot be requeued")
     if dry_run:
         return Requeued(await _count(connection, schema, chosen, limit), 0)
+    statement = await requeueing(connection, schema)
     requeued = skipped = 0
     async for ids in _pages(connection, schema, chosen, limit):
         await connection.execute(text("create_dlq_names", schema), ids)
-        pairs = await connection.fetch(text("requeue_dlq_jobs", schema), ids, None, notes, False)  # noqa: FBT003 - a column
+        pairs = await connection.fetch(statement, ids, None, notes, False)  # noqa: FBT003 - a column
         requeued += len(pairs)
         skipped += len(ids) - len(pairs)
     return Requeued(requeued, skipped)

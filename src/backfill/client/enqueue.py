@@ -74,9 +74,14 @@ def build_enqueue(
 
 def build(schema: str, kind: Kind, payload: str, notification: str | None) -> Query:
     """``build_enqueue`` for a job that has been checked."""
-    columns = (kind.task, payload, kind.queue, kind.priority, kind.run_at, kind.max_attempts)
     if kind.key is None:
+        columns = (kind.task, payload, kind.queue, kind.priority, kind.run_at, kind.max_attempts)
         return Query(text("insert_job", schema), (*columns, kind.flags_json, notification))
+    return _by_add_job(schema, kind, payload)
+
+
+def _by_add_job(schema: str, kind: Kind, payload: str) -> Query:
+    columns = (kind.task, payload, kind.queue, kind.priority, kind.run_at, kind.max_attempts)
     return Query(text("add_job", schema), (*columns, kind.stored_flags, kind.key, kind.mode.value))
 
 
@@ -92,9 +97,9 @@ def added(kind: Kind, payload: str, row: asyncpg.Record) -> EnqueueOutcome:
     return Enqueued(job_of(row, payload))
 
 
-async def add_keyed(connection: Connection, schema: str, kind: Kind, payload: str) -> EnqueueOutcome:
-    """Add a job with a key, however often claims of the key's job come in between."""
-    sql, args = build(schema, kind, payload, None)
+async def add_by_function(connection: Connection, schema: str, kind: Kind, payload: str) -> EnqueueOutcome:
+    """Add a job by ``add_job``, however often claims of its key's job come in between; it may do without a key."""
+    sql, args = _by_add_job(schema, kind, payload)
     for _ in range(MOST_TRIES):
         try:
             row = await connection.fetchrow(sql, *args)

@@ -15,7 +15,7 @@ import msgspec
 
 from backfill.client.batch import Batch, Chunk, JobTuple, Keyed, keyed_args, parts, pieces, prepare, refused
 from backfill.client.doing import doing
-from backfill.client.enqueue import MOST_TRIES, add_keyed, build, inserted, lost_races, names_missing
+from backfill.client.enqueue import MOST_TRIES, add_by_function, build, inserted, lost_races, names_missing
 from backfill.client.notify import TRANSACTION_NOTIFICATION, Notifier, notification
 from backfill.client.rows import Kind, TaskName, kind_of, payload_text, settings_of
 from backfill.db import Connection, Pool, mark_unchanged
@@ -36,13 +36,16 @@ class Enqueuer:
         pool: Where the connections come from; it stays open when this is closed.
         schema: The schema's name, unquoted.
         hooks: Its ``before_job_schedule`` handlers are asked about each job; None = nobody is.
+        familiar: Whether the schema's tables are known. If not (a later revision, columns that somebody added), jobs are
+            added by ``add_job`` alone, one by one: whoever changed the tables has seen to it that it works.
     """
 
-    def __init__(self, pool: Pool, schema: str, hooks: HookRegistry | None = None) -> None:
+    def __init__(self, pool: Pool, schema: str, hooks: HookRegistry | None = None, *, familiar: bool = True) -> None:
         self._pool = pool
         self._schema = schema
         self._hooks = HookRegistry() if hooks is None else hooks
         self._notifier = Notifier(pool, schema)
+        self._familiar = familiar
         self._known: set[tuple[str, str | None]] = set()
 
     async def close(self) -> None:
@@ -78,16 +81,16 @@ class Enqueuer:
             task, payload, spec = await self._asked(task, payload, spec)
         kind, encoded = kind_of(task, spec), payload_text(payload)
         if connection is not None:
-            if kind.key is None:
+            if kind.key is None and self._familiar:
                 return await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION)
             await self._create_unknown([kind], connection)
-            return await add_keyed(connection, self._schema, kind, encoded)
+            return await add_by_function(connection, self._schema, kind, encoded)
         with doing(f"cannot enqueue {kind.task}"):
             async with self._pool.acquire() as own:
-                if kind.key is None:
+                if kind.key is None and self._familiar:
                     outcome = await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
                 else:
-                    outcome = await add_keyed(own, self._schema, kind, encoded)
+                    outcome = await add_by_function(own, self._schema, kind, encoded)
                 mark_unchanged(own)
                 return outcome
 
@@ -194,7 +197,7 @@ class Enqueuer:
         """Add a batch in a transaction of its own, again when PostgreSQL ended it because of others."""
         await self._create_unknown(batch.kinds(), connection)
         notify = notification(sum(len(chunk.jobs) for chunk in batch.chunks))
-        if len(batch.chunks) == 1 and not batch.keyed:
+        if len(batch.chunks) == 1 and not batch.keyed and self._familiar:
             return await self._write(connection, batch, notify)  # one statement is a transaction
         for _ in range(_BATCH_TRIES - 1):
             with contextlib.suppress(asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
@@ -207,7 +210,11 @@ class Enqueuer:
         """Add a batch in the connection's transaction. All chunks notify with the same text, so PostgreSQL sends one."""
         outcomes: list[EnqueueOutcome | None] = [None] * batch.size
         for chunk in batch.chunks:
-            await self._write_chunk(connection, chunk, notify, outcomes)
+            if self._familiar:
+                await self._write_chunk(connection, chunk, notify, outcomes)
+                continue
+            for number, payload, position in chunk.jobs:
+                outcomes[position] = await add_by_function(connection, self._schema, chunk.kinds[number - 1], payload)
         mode = batch.mode()
         for piece in pieces(batch.keyed):
             await self._write_keyed(connection, piece, mode, outcomes)
@@ -246,7 +253,7 @@ class Enqueuer:
     async def _create_unknown(self, kinds: list[Kind], connection: Connection) -> None:
         """Create the names that this client has not met before, if they are missing."""
         unknown = [kind for kind in kinds if (kind.task, kind.queue) not in self._known]
-        if unknown:
+        if unknown and self._familiar:  # add_job creates them itself
             await self._create(unknown, connection, aside=True)
 
     def _has_spare_connection(self) -> bool:

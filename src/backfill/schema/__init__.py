@@ -2,6 +2,7 @@
 
 from backfill.schema.check import check
 from backfill.schema.ddl import dlq_script, script
-from backfill.schema.install import install, installed_revision
+from backfill.schema.install import install, installed_revision, open_schema
+from backfill.schema.state import is_familiar
 
-__all__ = ["check", "dlq_script", "install", "installed_revision", "script"]
+__all__ = ["check", "dlq_script", "install", "installed_revision", "is_familiar", "open_schema", "script"]

@@ -40,6 +40,10 @@ async def check(connection: Connection, schema: str) -> list[str]:
             found.append(str(error))
         found += differences(upstream_facts(), state.facts)
         found += [f"{thing} is unknown" for thing in state.unknown_columns()]
+        found += [
+            f"revision {revision} of Graphile Worker was not applied: run backfill schema install"
+            for revision, _ in state.upgrades
+        ]
         found += [f"migration {step.name} was not applied: run backfill schema install" for step in state.pending]
         found += differences(our_facts(), state.facts)
         found += [

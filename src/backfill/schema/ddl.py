@@ -47,6 +47,14 @@ def graphile_ddl(schema: str) -> str:
     return "\n\n".join(_render(f"graphile/{name}", schema) for name in _GRAPHILE_FILES)
 
 
+def upgrade_ddl(revision: int, schema: str) -> str:
+    """What takes Graphile Worker's objects to a revision from the one before it; nothing for 19, which is only a mark.
+
+    Revision 20 is other bodies of the functions that add jobs: ours, with the signatures and the meaning of upstream's.
+    """
+    return _render("graphile/add_jobs", schema) if revision == 20 else ""
+
+
 def ledger_ddl(schema: str) -> str:
     """What makes the ledger of our own migrations, if it is not there."""
     return _render("backfill/ledger", schema)
@@ -61,7 +69,7 @@ def script(schema: str) -> str:
     """All the DDL as one script for psql: safe to run again, all or nothing.
 
     Graphile Worker's objects are made only if the schema has no table of jobs; nothing that somebody else installed is
-    replaced.
+    replaced, and a schema at revision 18 or 19 stays there (``install`` upgrades it).
 
     Args:
         schema: The schema's name, unquoted.
@@ -80,6 +88,7 @@ def script(schema: str) -> str:
     )
     parts = [
         f"-- backfill: the schema {name}, Graphile Worker revision 20 and what backfill adds.",
+        "-- Objects of Graphile Worker stay as they are; backfill schema install upgrades them from revision 18 or 19.",
         "begin;",
         "set local client_min_messages = warning;",
         f"do {tag}\nbegin\n{install}\nend;\n{tag};",

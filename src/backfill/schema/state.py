@@ -2,6 +2,10 @@
 
 What is there is judged by its objects and their signatures. The number that Graphile Worker's ledger records only rules
 schemas out: revisions 19 and 20 mean one thing to Graphile Worker and another to its Rust port, and both are fine.
+
+A schema at revision 18 or 19 is upgraded to 20 if it is Graphile Worker's own, which shows in the functions that the upgrade
+replaces: their bodies are those of its releases. Bodies that are not known (the Rust port's, or somebody's own) stay, and
+backfill works with them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +20,17 @@ from backfill.sql import text
 
 OLDEST_REVISION: Final = 18
 NEWEST_REVISION: Final = 20
+
+# Those of the revisions that may have to be applied here that stop workers which do not know them.
+_BREAKING: Final = frozenset({19})
+
+# The bodies at revisions 18 and 19, in all releases of Graphile Worker from 0.16.0 to 0.17.3, as function_fingerprints gives them.
+_BODIES_BEFORE_20: Final = {
+    "add_job": "f28a3b1a3709af8c040fa2b85fa897b5",
+    "add_jobs": "7db0e9dc7b29d34e3702446b194dbb6d",
+}
+
+_RECENT: Final = 10.0  # seconds for which an unfinished schema is taken for one that is being installed
 
 # A schema without any of these kinds of objects of Graphile Worker is nobody's; indexes and the like share their names
 # with those of many applications.
@@ -32,6 +47,8 @@ class State:
         revision: The greatest revision in Graphile Worker's ledger; None without one.
         breaking_revision: The greatest breaking one; None without one.
         pending: The migrations of ours that have to run.
+        upgrades: The revisions of Graphile Worker that have to be applied, each with whether it is breaking.
+        recorded_ago: Seconds since a revision was recorded last; None without one.
     """
 
     schema: str
@@ -39,6 +56,8 @@ class State:
     revision: int | None
     breaking_revision: int | None
     pending: Sequence[Migration]
+    upgrades: Sequence[tuple[int, bool]] = ()
+    recorded_ago: float | None = None
 
     @property
     def has_upstream(self) -> bool:
@@ -48,7 +67,21 @@ class State:
     @property
     def is_complete(self) -> bool:
         """Whether there is nothing to install."""
-        return self.has_upstream and not self.pending
+        return self.has_upstream and not self.pending and not self.upgrades
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it looks as if Graphile Worker were installing it at this moment: it commits each revision by itself."""
+        if "column migrations.ts" not in self.facts or (self.revision or 0) >= OLDEST_REVISION:
+            return False
+        if self.recorded_ago is None:  # it begins with an empty ledger
+            return bool(self.missing())
+        return self.recorded_ago < _RECENT
+
+    @property
+    def is_familiar(self) -> bool:
+        """Whether the tables are known, so that statements other than Graphile Worker's functions may add rows to them."""
+        return (self.revision or 0) <= NEWEST_REVISION and not self.unknown_columns()
 
     def missing(self) -> list[str]:
         """The objects of Graphile Worker that nothing works without and that are not there, or of another type."""
@@ -102,14 +135,15 @@ class State:
     def warnings(self) -> list[str]:
         """What the operator should know though backfill goes on."""
         found = []
+        slower = "Jobs are added by add_job alone, one by one"
         if self.revision is not None and self.revision > NEWEST_REVISION:
             found.append(
                 f"schema {self.schema!r} is at Graphile Worker revision {self.revision}; this backfill knows up to"
-                f" {NEWEST_REVISION}. The revisions since are not breaking; look for an upgrade of backfill",
+                f" {NEWEST_REVISION}. The revisions since are not breaking. {slower}; look for an upgrade of backfill",
             )
         unknown = self.unknown_columns()
         if unknown and self.has_upstream:
-            found.append(f"schema {self.schema!r} has unknown columns: {_some(unknown)}")
+            found.append(f"schema {self.schema!r} has unknown columns: {_some(unknown)}. {slower}")
         if self.has_upstream and self.revision is None:
             found.append(
                 f"schema {self.schema!r} records no revision in its table migrations: Graphile Worker (Node, Rust) would"
@@ -121,16 +155,38 @@ class State:
 async def look(connection: Connection, schema: str) -> State:
     """Find out how far the schema is. Changes nothing, and works for any role that may read the ledgers."""
     facts = await live_facts(connection, schema)
-    revision = breaking = None
+    revision = breaking = recorded_ago = None
     if "column migrations.id" in facts and "column migrations.ts" in facts:
-        revision = await connection.fetchval(text("schema_revision", schema))
+        row = await connection.fetchrow(text("schema_revision", schema))
+        revision, recorded_ago = (None, None) if row is None else row
         if "column migrations.breaking" in facts:  # schemas of before revision 11 have no such column
             breaking = await connection.fetchval(text("schema_breaking_revision", schema))
     applied: set[int] = set()
     if "table backfill_migrations" in facts:
         applied = {row["id"] for row in await connection.fetch(text("ledger", schema))}
     pending = [step for step in MIGRATIONS if step.id not in applied or step.makes not in facts]
-    return State(schema, facts, revision, breaking, pending)
+    upgrades = await _upgrades(connection, schema, revision, breaking)
+    return State(schema, facts, revision, breaking, pending, upgrades, recorded_ago)
+
+
+async def is_familiar(connection: Connection, schema: str) -> bool:
+    """``State.is_familiar`` by itself, without looking at anything else."""
+    columns = [thing.removeprefix("column ") for thing in upstream_facts() if thing.startswith("column ")]
+    return bool(await connection.fetchval(text("tables_are_known", schema), schema, columns, NEWEST_REVISION))
+
+
+async def _upgrades(
+    connection: Connection, schema: str, revision: int | None, breaking: int | None
+) -> list[tuple[int, bool]]:
+    """The revisions that Graphile Worker's own schema lacks; none for one that is not its own."""
+    if revision is None or not OLDEST_REVISION <= revision < NEWEST_REVISION:
+        return []
+    if revision in _BREAKING and breaking != revision:  # the Rust port's
+        return []
+    bodies = await connection.fetch(text("function_fingerprints", schema), schema)
+    if {row["name"]: row["digest"] for row in bodies} != _BODIES_BEFORE_20:
+        return []
+    return [(missing, missing in _BREAKING) for missing in range(revision + 1, NEWEST_REVISION + 1)]
 
 
 def _type(fact: str) -> str:

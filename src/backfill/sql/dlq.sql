@@ -122,17 +122,13 @@ new_queue as (
 )
 select (select count(*) from new_task) + (select count(*) from new_queue) as created
 
--- name: requeue_dlq_jobs
--- Has entries run again as new jobs, in the order of their ids, and marks them as out. Left out, and not given back: those
--- that are out already (with $4, force: only while their job is there), those whose key a job has, and those whose task
--- or queue has no row. A payload given ($2) replaces the entry's, which goes into its history.
--- Which job is whose: by key; without keys both are numbered in one order, since ids are given out in the order of
--- the insert and nothing can be in its way.
--- takes: dlq_ids int8[], payload text, notes text, force bool
--- gives: dlq_id int8, job_id int8
-with entry as materialized (
-  select entries.id, nullif(entries.job_key, '') as job_key, entries.priority::int2 as priority, entries.flags,
+-- fragment: entry_to_requeue
+-- What the requeueing of entries needs of them, each locked. $2: a payload instead of their own, $4: force.
+  select entries.id, nullif(entries.job_key, '') as job_key, entries.priority::int2 as priority,
+         case when jsonb_typeof(entries.flags) = 'object' then entries.flags else '{}'::jsonb end
+           || jsonb_build_object('backfill:dlq', true) as flags,
          coalesce(entries.max_attempts, 8)::int2 as max_attempts, tasks.id as task_id, queues.id as queue_id,
+         entries.task_identifier, nullif(entries.queue_name, '') as queue_name,
          case when $2::text is not null then $2::text::json
               when jsonb_typeof(entries.payload) = 'object'
                    and jsonb_typeof(entries.payload -> 'backfill:json') = 'string'
@@ -151,12 +147,36 @@ with entry as materialized (
    order by entries.id
      for update of entries
      for key share of tasks
+
+-- fragment: mark_as_out
+-- Notes the jobs that entries are out as, which the CTE `pair` has.
+  update graphile_worker.backfill_dlq as entries
+     set requeued_job_id = pair.job_id,
+         requeued_count = entries.requeued_count + 1,
+         last_requeued_at = now(),
+         notes = coalesce($3::text, entries.notes),
+         payload = case when $2::text is null then entries.payload
+                        else graphile_worker.backfill_to_jsonb($2::text::json) end,
+         history = case when $2::text is null then entries.history
+                        else coalesce(entries.history, '[]'::jsonb)
+                             || jsonb_build_array(jsonb_build_object('edited_at', now(), 'payload', entries.payload)) end
+    from pair
+   where entries.id = pair.dlq_id
+
+-- name: requeue_dlq_jobs
+-- Has entries run again as new jobs, in the order of their ids, and marks them as out. Left out, and not given back: those
+-- that are out already (with $4, force: only while their job is there), those whose key a job has, and those whose task
+-- or queue has no row. A payload given ($2) replaces the entry's, which goes into its history.
+-- Which job is whose: by key; without keys both are numbered in one order, since ids are given out in the order of
+-- the insert and nothing can be in its way.
+-- takes: dlq_ids int8[], payload text, notes text, force bool
+-- gives: dlq_id int8, job_id int8
+with entry as materialized (
+-- include: entry_to_requeue
 ),
 made as (
   insert into graphile_worker._private_jobs (task_id, job_queue_id, payload, priority, max_attempts, key, flags)
-  select entry.task_id, entry.queue_id, entry.payload, entry.priority, entry.max_attempts, entry.job_key,
-         case when jsonb_typeof(entry.flags) = 'object' then entry.flags else '{}'::jsonb end
-           || jsonb_build_object('backfill:dlq', true)
+  select entry.task_id, entry.queue_id, entry.payload, entry.priority, entry.max_attempts, entry.job_key, entry.flags
     from entry
    order by entry.id
   on conflict (key) do nothing
@@ -173,18 +193,7 @@ pair as (
       on second.place = first.place
 ),
 marked as (
-  update graphile_worker.backfill_dlq as entries
-     set requeued_job_id = pair.job_id,
-         requeued_count = entries.requeued_count + 1,
-         last_requeued_at = now(),
-         notes = coalesce($3::text, entries.notes),
-         payload = case when $2::text is null then entries.payload
-                        else graphile_worker.backfill_to_jsonb($2::text::json) end,
-         history = case when $2::text is null then entries.history
-                        else coalesce(entries.history, '[]'::jsonb)
-                             || jsonb_build_array(jsonb_build_object('edited_at', now(), 'payload', entries.payload)) end
-    from pair
-   where entries.id = pair.dlq_id
+-- include: mark_as_out
 ),
 woken as (
   select pg_notify('jobs:insert', format('{"r":%s,"count":%s}', random(), count(*)))
@@ -194,6 +203,31 @@ woken as (
 select pair.dlq_id, pair.job_id
   from pair
  where (select count(*) from woken) is not null
+ order by pair.dlq_id
+
+-- name: requeue_dlq_jobs_by_add_job
+-- As requeue_dlq_jobs, for tables that are not known: Graphile Worker's add_job makes each job. Left out, too: an entry whose
+-- key somebody else adds at this very moment, whose job then is one revision on.
+-- takes: dlq_ids int8[], payload text, notes text, force bool
+-- gives: dlq_id int8, job_id int8
+with entry as materialized (
+-- include: entry_to_requeue
+),
+pair as materialized (
+  select entry.id as dlq_id, made.id as job_id
+    from entry
+   cross join lateral graphile_worker.add_job(
+           identifier => entry.task_identifier, payload => entry.payload, queue_name => entry.queue_name,
+           max_attempts => entry.max_attempts::int4, job_key => entry.job_key, priority => entry.priority::int4,
+           flags => array(select jsonb_object_keys(entry.flags)), job_key_mode => 'unsafe_dedupe') as made
+   where not exists (select 1 from graphile_worker._private_jobs as jobs where jobs.key = entry.job_key)
+     and made.revision = 0
+),
+marked as (
+-- include: mark_as_out
+)
+select pair.dlq_id, pair.job_id
+  from pair
  order by pair.dlq_id
 
 -- name: hold_dlq_job

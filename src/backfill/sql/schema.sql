@@ -149,9 +149,10 @@ left join pg_class as jobs on jobs.relnamespace = namespaces.oid and jobs.relnam
 where namespaces.nspname = $1::text
 
 -- name: schema_revision
--- The greatest revision that Graphile Worker's own ledger records; null when it is empty.
--- gives: revision int4
-select max(id) as revision
+-- The greatest revision that Graphile Worker's own ledger records, and how long ago the last was recorded, in seconds; null
+-- when it is empty.
+-- gives: revision int4, seconds float8
+select max(id) as revision, extract(epoch from clock_timestamp() - max(ts))::float8 as seconds
 from graphile_worker.migrations
 
 -- name: schema_breaking_revision
@@ -160,6 +161,47 @@ from graphile_worker.migrations
 select max(id) as revision
 from graphile_worker.migrations
 where breaking
+
+-- name: tables_are_known
+-- Whether Graphile Worker's tables have no columns but those given as table.column, and no later revision than $3.
+-- takes: schema_name text, columns text[], newest_revision int4
+-- gives: known bool
+select not exists (
+    select
+    from pg_attribute as attributes
+    join pg_class as classes on classes.oid = attributes.attrelid
+    join pg_namespace as namespaces on namespaces.oid = classes.relnamespace
+    where namespaces.nspname = $1::text
+    and classes.relname in (select split_part(given.name, '.', 1) from unnest($2::text[]) as given (name))
+    and attributes.attnum > 0
+    and not attributes.attisdropped
+    and classes.relname || '.' || attributes.attname <> all($2::text[])
+)
+and not exists (select from graphile_worker.migrations where id > $3::int4) as known
+
+-- name: function_fingerprints
+-- What the functions that add jobs consist of, in digests that do not depend on the schema's name.
+-- takes: schema_name text
+-- gives: name text, digest text
+select functions.proname::text as name,
+       md5(replace(functions.prosrc, '"' || replace($1::text, '"', '""') || '"', 'SCHEMA')) as digest
+from pg_proc as functions
+join pg_namespace as namespaces on namespaces.oid = functions.pronamespace
+where namespaces.nspname = $1::text
+and functions.proname in ('add_job', 'add_jobs')
+
+-- name: record_revision
+-- Note in Graphile Worker's ledger that a revision was applied, and tell all workers of the database, once this is
+-- committed. Waits for another installer that is about to record the same, and then fails.
+-- takes: revision int4, breaking bool
+-- gives: told text
+with recorded as (
+    insert into graphile_worker.migrations (id, breaking)
+    values ($1, $2)
+    returning id, breaking
+)
+select pg_notify('worker:migrate', json_build_object('migrationNumber', id, 'breaking', breaking)::text)::text as told
+from recorded
 
 -- name: ledger
 -- The migrations of our own that were applied.

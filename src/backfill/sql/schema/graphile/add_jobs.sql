@@ -6,7 +6,7 @@
 -- So after it all the rows are ours, and two calls with the same keys cannot wait for each other. Only then do the busy
 -- rows give up their keys, and their specs go round again: nobody can have come between, and no payload is lost.
 
-create function graphile_worker.add_jobs(
+create or replace function graphile_worker.add_jobs(
     specs graphile_worker.job_spec[],
     job_key_preserve_run_at boolean default false
 )
@@ -112,7 +112,7 @@ begin
 end;
 $body$;
 
-create function graphile_worker.add_job(
+create or replace function graphile_worker.add_job(
     identifier text,
     payload json default null,
     queue_name text default null,
