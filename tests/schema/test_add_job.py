@@ -250,6 +250,26 @@ async def test_add_jobs_gives_a_row_for_each_spec(sql: "Sql") -> None:
     assert by_key["k2"]["run_at"] == LATER
 
 
+@pytest.mark.parametrize("busy", [False, True])
+async def test_add_jobs_gives_the_rows_in_the_order_of_the_specs(sql: "Sql", busy: bool) -> None:
+    """Node's client takes a row for the spec in its place; rows of keys that were busy come last into the table."""
+    for key in ("c", "a"):
+        job = await sql.add("old", job_key=key)
+        if busy:
+            await sql.lock(job["id"])
+    keys = ["d", None, "c", "b", None, None, "a", None, "e"]
+    specs = [{"identifier": f"t{n}", "payload": n} | ({"job_key": key} if key else {}) for n, key in enumerate(keys)]
+    jobs = await sql.add_many(*specs)
+    assert [(job["payload"], job["key"]) for job in jobs] == [(str(n), key) for n, key in enumerate(keys)]
+    stored = await sql.rows(
+        "select payload::text, task_identifier from graphile_worker.jobs join graphile_worker._private_jobs using (id)"
+        " where task_identifier <> 'old'"
+    )
+    assert {tuple(row) for row in stored} == {(str(n), f"t{n}") for n in range(len(keys))}
+    without = [job["id"] for job in jobs if job["key"] is None]
+    assert without == sorted(without)
+
+
 @pytest.mark.parametrize(("preserve", "kept"), [(True, True), (False, False), (None, False)])
 async def test_add_jobs_preserves_run_at_only_when_told(sql: "Sql", preserve: bool | None, kept: bool) -> None:
     await sql.add(job_key="k", run_at=LATER)

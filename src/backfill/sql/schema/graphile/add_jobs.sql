@@ -5,6 +5,9 @@
 -- or finds that one busy, perhaps by a claim that it had to wait for; then it adds nothing, but keeps the row locked.
 -- So after it all the rows are ours, and two calls with the same keys cannot wait for each other. Only then do the busy
 -- rows give up their keys, and their specs go round again: nobody can have come between, and no payload is lost.
+--
+-- Rows come back in the order of their specs, since callers take them for that (Graphile Worker's own client does). A key
+-- tells which row is whose; rows without one were numbered in the order of their specs.
 
 create or replace function graphile_worker.add_jobs(
     specs graphile_worker.job_spec[],
@@ -16,7 +19,8 @@ as $body$
 declare
     missing graphile_worker.job_spec[] := specs;
     wanted integer := coalesce(cardinality(specs), 0);
-    placed integer;
+    placed graphile_worker._private_jobs[];
+    added graphile_worker._private_jobs[];
 begin
     -- No specs: still a notification, an empty one.
     perform pg_notify(
@@ -43,48 +47,50 @@ begin
         order by spec.queue_name
         on conflict do nothing;
 
-        return query
-        insert into graphile_worker._private_jobs as jobs (
-            job_queue_id, task_id, payload, run_at, max_attempts, key, priority, flags
+        with made as (
+            insert into graphile_worker._private_jobs as jobs (
+                job_queue_id, task_id, payload, run_at, max_attempts, key, priority, flags
+            )
+            select
+                queues.id,
+                tasks.id,
+                coalesce(spec.payload, '{}'::json),
+                coalesce(spec.run_at, now()),
+                coalesce(spec.max_attempts, 25::smallint),
+                spec.job_key,
+                coalesce(spec.priority, 0::smallint),
+                (select jsonb_object_agg(flag, true) from unnest(spec.flags) as flags (flag))
+            from unnest(missing) with ordinality as spec
+            join graphile_worker._private_tasks as tasks on tasks.identifier = spec.identifier
+            left join graphile_worker._private_job_queues as queues on queues.queue_name = spec.queue_name
+            where spec.queue_name is null or queues.id is not null
+            order by spec.job_key, spec.ordinality
+            on conflict (key) do update set
+                job_queue_id = excluded.job_queue_id,
+                task_id = excluded.task_id,
+                payload = case
+                    when json_typeof(jobs.payload) = 'array' and json_typeof(excluded.payload) = 'array'
+                    then (jobs.payload::jsonb || excluded.payload::jsonb)::json
+                    else excluded.payload
+                end,
+                run_at = case
+                    when job_key_preserve_run_at and jobs.attempts = 0 then jobs.run_at
+                    else excluded.run_at
+                end,
+                max_attempts = excluded.max_attempts,
+                priority = excluded.priority,
+                flags = excluded.flags,
+                revision = jobs.revision + 1,
+                attempts = 0,
+                last_error = null,
+                updated_at = now()
+            where jobs.is_available
+            returning jobs as job
         )
-        select
-            queues.id,
-            tasks.id,
-            coalesce(spec.payload, '{}'::json),
-            coalesce(spec.run_at, now()),
-            coalesce(spec.max_attempts, 25::smallint),
-            spec.job_key,
-            coalesce(spec.priority, 0::smallint),
-            (select jsonb_object_agg(flag, true) from unnest(spec.flags) as flags (flag))
-        from unnest(missing) with ordinality as spec
-        join graphile_worker._private_tasks as tasks on tasks.identifier = spec.identifier
-        left join graphile_worker._private_job_queues as queues on queues.queue_name = spec.queue_name
-        where spec.queue_name is null or queues.id is not null
-        order by spec.job_key, spec.ordinality
-        on conflict (key) do update set
-            job_queue_id = excluded.job_queue_id,
-            task_id = excluded.task_id,
-            payload = case
-                when json_typeof(jobs.payload) = 'array' and json_typeof(excluded.payload) = 'array'
-                then (jobs.payload::jsonb || excluded.payload::jsonb)::json
-                else excluded.payload
-            end,
-            run_at = case
-                when job_key_preserve_run_at and jobs.attempts = 0 then jobs.run_at
-                else excluded.run_at
-            end,
-            max_attempts = excluded.max_attempts,
-            priority = excluded.priority,
-            flags = excluded.flags,
-            revision = jobs.revision + 1,
-            attempts = 0,
-            last_error = null,
-            updated_at = now()
-        where jobs.is_available
-        returning *;
+        select coalesce(array_agg(made.job), '{}') into placed from made;
 
-        get diagnostics placed = row_count;
-        exit when placed = wanted;
+        added := added || placed;
+        exit when cardinality(placed) = wanted;
 
         missing := array(
             select row(
@@ -95,7 +101,7 @@ begin
             join graphile_worker._private_jobs as jobs on jobs.key = spec.job_key
             where not jobs.is_available
         );
-        if cardinality(missing) <> wanted - placed then
+        if cardinality(missing) <> wanted - cardinality(placed) then
             raise exception 'Rows of tasks or queues were removed while jobs were added for them; please try again'
                 using errcode = 'serialization_failure';
         end if;
@@ -109,6 +115,34 @@ begin
         where jobs.key in (select spec.job_key from unnest(missing) as spec)
         and not jobs.is_available;
     end loop;
+
+    if cardinality(added) = 1 or not exists (select from unnest(specs) as spec where spec.job_key is not null) then
+        return query select jobs.* from unnest(added) as jobs;
+        return;
+    end if;
+
+    return query
+    with given as (
+        select
+            spec.ordinality,
+            coalesce(spec.job_key, '') as key,
+            case when spec.job_key is null then row_number() over keyless else 0 end as number
+        from unnest(specs) with ordinality as spec
+        window keyless as (partition by spec.job_key is null order by spec.ordinality)
+    ),
+    made as (
+        select
+            jobs.id,
+            coalesce(jobs.key, '') as key,
+            case when jobs.key is null then row_number() over keyless else 0 end as number
+        from unnest(added) as jobs
+        window keyless as (partition by jobs.key is null order by jobs.id)
+    )
+    select jobs.*
+    from given
+    join made using (key, number)
+    join unnest(added) as jobs on jobs.id = made.id
+    order by given.ordinality;
 end;
 $body$;
 
