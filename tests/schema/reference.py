@@ -1,7 +1,7 @@
 """What the seven functions do, in plain Python: one transaction after another, rows as dicts by id.
 
 Written from the contract, not from the SQL. Every operation takes the transaction's time, and gives the rows that the
-function returns (without their ids where they are new), or raises `Refused` and leaves everything as it was.
+function returns (without their ids where they are new), or raises `RefusedError` and leaves everything as it was.
 """
 
 import copy
@@ -16,7 +16,7 @@ ROW = (*NAMES, "updated_at", "key", "locked_at", "locked_by", "revision", "flags
 Row = dict[str, Any]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The function raises; `states` are the SQLSTATEs that it may have, several when several things are wrong."""
 
     def __init__(self, *states: str) -> None:
@@ -38,9 +38,9 @@ class Model:
         if key is None or mode in (None, "replace", "preserve_run_at"):
             return self.add_jobs(now, [spec], mode == "preserve_run_at")
         if mode != "unsafe_dedupe":
-            raise Refused("GWBKM")
+            raise RefusedError("GWBKM")
         if wrong := self._wrong(spec):
-            raise Refused(*wrong)
+            raise RefusedError(*wrong)
         self._name(spec)
         for row in self.jobs.values():
             if row["key"] == key:
@@ -58,7 +58,7 @@ class Model:
         if len(set(keys)) < len(keys):
             wrong.append("21000")
         if wrong:
-            raise Refused(*wrong)
+            raise RefusedError(*wrong)
         for row in self.jobs.values():
             if row["key"] in keys and not available(row):
                 row.update(key=None, attempts=row["max_attempts"], updated_at=now)
@@ -104,7 +104,7 @@ class Model:
     def reschedule_jobs(self, now: datetime, ids: list[int], **given: Any) -> list[Row]:
         rows = [self.jobs[number] for number in self._still(now, ids)]
         if rows and given["max_attempts"] == 0:
-            raise Refused("23514")
+            raise RefusedError("23514")
         for row in rows:
             row.update({name: value for name, value in given.items() if value is not None}, updated_at=now)
         return rows

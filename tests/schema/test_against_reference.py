@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
-from tests.schema.reference import Model, Refused, Row, available
+from tests.schema.reference import Model, RefusedError, Row, available
 
 if TYPE_CHECKING:
     from tests.schema.conftest import Heard, Sql
@@ -33,7 +33,7 @@ SPECS = (
 )
 
 STEPS = 300
-SPOILED = [{"max_attempts": 0}, {"job_key": ""}, {"flags": ["f", None]}]
+SPOILED: list[Row] = [{"max_attempts": 0}, {"job_key": ""}, {"flags": ["f", None]}]
 MODES = [None, "replace", "replace", "preserve_run_at", "preserve_run_at", "unsafe_dedupe", "unsafe_dedupe", "nonsense"]
 OPERATIONS = {
     "add_job": 8,
@@ -62,7 +62,7 @@ class World:
         try:
             async with self.sql.connection.transaction():
                 await getattr(self, name)(await self.sql.value("select now()"))
-        except Refused:
+        except RefusedError:
             self.model = before
             self.refused += 1
         assert await self.rows() == self.model.jobs, name
@@ -104,18 +104,16 @@ class World:
 
     async def call(self, call: str, *args: Any, expect: Callable[[], list[Any]]) -> None:
         """Call a function on both; what comes back must be the same, and in the same order where new rows come."""
-        refused = None
         try:
             expected = expect()
-        except Refused as error:
-            refused = error
-        try:
-            found = await self.sql.rows(STATE.format(source=f"graphile_worker.{call}"), *args)
-        except asyncpg.PostgresError as error:
-            assert refused is not None, f"{call}: {error}"
-            assert error.sqlstate in refused.states
-            raise refused from None
-        assert refused is None, f"{call} should have raised {refused}"
+        except RefusedError as refused:
+            with pytest.raises(asyncpg.PostgresError) as caught:
+                await self.sql.rows(STATE.format(source=f"graphile_worker.{call}"), *args)
+            state = caught.value.sqlstate
+            if state in refused.states:
+                raise
+            raise AssertionError(f"{call} ended with {state}, not one of {refused.states}") from None
+        found = await self.sql.rows(STATE.format(source=f"graphile_worker.{call}"), *args)
         given_back = [None if row["id"] is None else python(row) for row in found]
         for row in given_back:
             if row is not None:
@@ -125,8 +123,8 @@ class World:
             expected.sort(key=repr)
         else:
             # Names that the function itself has just made are not to be seen by the statement that called it.
-            for theirs, ours in zip(given_back, expected, strict=True):
-                theirs.update(task=ours["task"], queue=ours["queue"])
+            names = [{"task": row["task"], "queue": row["queue"]} for row in expected]
+            given_back = [row and row | name for row, name in zip(given_back, names, strict=True)]
         assert given_back == expected, call
         if call.startswith("add_"):
             self.model.jobs.update((row["id"], ours) for row, ours in zip(found, expected, strict=True))
@@ -143,7 +141,9 @@ class World:
         specs = [self.spec() for _ in range(self.chance.randint(0, 4))]
         if len({spec["job_key"] for spec in specs if spec["job_key"]}) < sum(bool(spec["job_key"]) for spec in specs):
             # Mostly different keys: the same twice is refused.
-            specs = specs if self.chance.random() < 0.2 else [spec | {"job_key": None} for spec in specs[1:]] + specs[:1]
+            specs = (
+                specs if self.chance.random() < 0.2 else [spec | {"job_key": None} for spec in specs[1:]] + specs[:1]
+            )
         specs = [spec | self.spoiled() for spec in specs]
         text, preserve = json.dumps(specs, default=datetime.isoformat), self.chance.choice([True, False, None])
         expected = self.model.add_jobs
@@ -162,9 +162,7 @@ class World:
     async def permanently_fail_jobs(self, now: datetime) -> None:
         ids, message = self.ids(), self.chance.choice([None, "given up", ""])
         expected = self.model.permanently_fail_jobs
-        await self.call(
-            "permanently_fail_jobs($1, $2)", ids, message, expect=lambda: list(expected(now, ids, message))
-        )
+        await self.call("permanently_fail_jobs($1, $2)", ids, message, expect=lambda: list(expected(now, ids, message)))
 
     async def reschedule_jobs(self, now: datetime) -> None:
         pick, ids = self.chance.choice, self.ids()
@@ -177,7 +175,10 @@ class World:
         arguments = ", ".join(f"{name} => ${n}" for n, name in enumerate(changes, 2))
         expected = self.model.reschedule_jobs
         await self.call(
-            f"reschedule_jobs($1, {arguments})", ids, *changes.values(), expect=lambda: list(expected(now, ids, **changes))
+            f"reschedule_jobs($1, {arguments})",
+            ids,
+            *changes.values(),
+            expect=lambda: list(expected(now, ids, **changes)),
         )
 
     async def force_unlock_workers(self, _now: datetime) -> None:
