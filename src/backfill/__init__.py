@@ -14,9 +14,11 @@ from backfill.errors import BackfillError, WorkerError
 from backfill.hooks import HookRegistry, Plugin
 from backfill.model import (
     AlreadyInProgress,
+    DlqEdit,
     DlqFilter,
     DlqJob,
     DlqJobList,
+    DlqProgress,
     DlqStats,
     Enqueued,
     EnqueueOutcome,
@@ -36,9 +38,11 @@ __all__ = [
     "AlreadyInProgress",
     "BackfillClient",
     "BackfillError",
+    "DlqEdit",
     "DlqFilter",
     "DlqJob",
     "DlqJobList",
+    "DlqProgress",
     "DlqStats",
     "EnqueueOutcome",
     "Enqueued",

@@ -1,10 +1,13 @@
 """The dead letter queue, many entries at once."""
 
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backfill import BackfillClient, DlqFilter, Job, JobSpec
+from backfill import BackfillClient, DlqFilter, DlqProgress, Job, JobSpec
 from backfill.errors import InvalidJob
 
 if TYPE_CHECKING:
@@ -112,3 +115,130 @@ async def test_what_cannot_be_requeued_is_refused(client: BackfillClient) -> Non
         await client.requeue_dlq_jobs(DlqFilter(requeued=True))
     with pytest.raises(InvalidJob, match="limit"):
         await client.requeue_dlq_jobs(DlqFilter(), limit=0)
+
+
+async def payloads(client: BackfillClient, **chosen: Any) -> list[Any]:
+    return [entry.payload for entry in await client.page_dlq_jobs(DlqFilter(**chosen))]
+
+
+async def test_progress_is_told_and_a_stopped_run_goes_on(client: BackfillClient, raw: "Raw") -> None:
+    await bury(client, 8, job_key="k{n}")
+    await client.enqueue("t", "newer", JobSpec(job_key="k1"))
+    stop = asyncio.Event()
+    told: list[DlqProgress] = []
+
+    def watch(progress: DlqProgress) -> None:
+        told.append(progress)
+        if len(told) == 2:
+            stop.set()
+
+    assert await client.requeue_dlq_jobs(DlqFilter(), watch=watch, stop=stop) == (5, 1)
+    first, second = told
+    assert first == DlqProgress(done=2, skipped=1, total=8, last_id=3, skipped_ids=(2,))
+    assert second == DlqProgress(done=5, skipped=1, total=8, last_id=6)
+    assert await payloads(client, requeued=False) == [1, 6, 7]
+    assert await client.requeue_dlq_jobs(DlqFilter(), after=second.last_id) == (2, 0)
+    assert await client.requeue_dlq_jobs(DlqFilter()) == (0, 1)
+    assert len(await raw.jobs()) == 8
+
+
+async def test_what_fails_again_or_comes_in_meanwhile_is_not_requeued_in_the_same_run(
+    client: BackfillClient, raw: "Raw"
+) -> None:
+    """As if each job failed in the moment in which it is requeued, and another one with it."""
+    await bury(client, 8)
+    await raw.run(
+        "create function graphile_worker.fail() returns trigger language plpgsql as $body$ begin"
+        " new.requeued_job_id = null;"
+        " insert into graphile_worker.backfill_dlq (task_identifier, payload, failure_reason) values ('late', '1', 'late');"
+        " return new; end $body$"
+    )
+    await raw.run(
+        "create trigger fail before update of requeued_job_id on graphile_worker.backfill_dlq"
+        " for each row execute function graphile_worker.fail()"
+    )
+    assert await client.requeue_dlq_jobs(DlqFilter()) == (8, 0)
+    assert len(await raw.jobs()) == 8
+    entries = await client.page_dlq_jobs(DlqFilter(requeued=False))
+    assert [(entry.task_identifier, entry.requeued_count) for entry in entries] == [("t", 1)] * 8 + [("late", 0)] * 8
+
+
+async def test_a_rate_holds_a_run_back(client: BackfillClient) -> None:
+    await bury(client, 6)
+    began = time.monotonic()
+    assert (await client.requeue_dlq_jobs(DlqFilter(), rate=20)).requeued == 6
+    assert time.monotonic() - began >= 6 / 20
+    for rate in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(InvalidJob, match="rate"):
+            await client.delete_dlq_jobs(DlqFilter(), rate=rate)
+
+
+async def test_a_stop_does_not_wait_for_the_rate(client: BackfillClient) -> None:
+    await bury(client, 4)
+    stop = asyncio.Event()
+
+    def watch(_: DlqProgress) -> None:
+        asyncio.get_running_loop().call_later(0.01, stop.set)
+
+    async with asyncio.timeout(60):
+        assert await client.delete_dlq_jobs(DlqFilter(), rate=0.001, watch=watch, stop=stop) == 1
+
+
+async def test_keys_in_use_are_skipped_unless_forced(client: BackfillClient, raw: "Raw") -> None:
+    await bury(client, 4, job_key="k{n}")
+    waiting = (await client.enqueue("t", "waits", JobSpec(job_key="k1"))).unwrap()
+    running = (await client.enqueue("t", "runs", JobSpec(job_key="k2"))).unwrap()
+    await raw.claim(running.id)
+    assert await client.requeue_dlq_jobs(DlqFilter(), dry_run=True) == (2, 2)
+    assert await client.requeue_dlq_jobs(DlqFilter(), dry_run=True, force=True) == (4, 0)
+    assert await client.requeue_dlq_jobs(DlqFilter()) == (2, 2)
+    assert await client.requeue_dlq_jobs(DlqFilter(), force=True) == (2, 0)
+    rows = {row["payload"]: row for row in await raw.jobs()}
+    assert set(rows) == {"0", "1", "2", "3", '"runs"'}
+    assert rows['"runs"']["key"] is None
+    assert waiting.id not in {row["id"] for row in rows.values()}
+
+
+async def test_an_entry_of_which_no_job_can_be_made_keeps_no_other(
+    client: BackfillClient, raw: "Raw", caplog: pytest.LogCaptureFixture
+) -> None:
+    await bury(client, 7)
+    await raw.run(
+        "update graphile_worker.backfill_dlq set priority = 1000000 where id = 5"
+    )  # as an integer column takes
+    assert await client.requeue_dlq_jobs(DlqFilter()) == (6, 1)
+    assert await payloads(client, requeued=False) == [4]
+    assert caplog.text.count("DLQ entry 5 cannot be requeued") == 1
+    assert await client.requeue_dlq_jobs(DlqFilter(), force=True) == (0, 1)
+
+
+async def test_what_is_requeued_or_fails_anew_meanwhile_is_not_deleted(client: BackfillClient, raw: "Raw") -> None:
+    await bury(client, 3)
+    await raw.run("update graphile_worker.backfill_dlq set failed_at = now() - interval '3 days'")
+    chosen = DlqFilter(failed_before=datetime.now(UTC) - timedelta(days=2))
+    async with raw.connection.transaction():
+        await raw.run("update graphile_worker.backfill_dlq set failed_at = now() where id = 1")
+        await raw.run("update graphile_worker.backfill_dlq set requeued_job_id = 77 where id = 2")
+        deleting = asyncio.create_task(client.delete_dlq_jobs(chosen))
+        await raw.until_blocked()
+    assert await deleting == 1
+    assert await payloads(client) == [0, 1]
+
+
+async def test_prune_goes_by_age_and_leaves_what_is_out(client: BackfillClient, raw: "Raw") -> None:
+    await bury(client, 7)
+    await bury(client, 1, task="other")
+    await raw.run("update graphile_worker.backfill_dlq set failed_at = now() - interval '1 day' * id")
+    await client.requeue_dlq_job(6)
+    assert await client.prune_dlq_jobs(timedelta(days=2, hours=1), DlqFilter(task_identifier="t"), dry_run=True) == 4
+    assert await client.prune_dlq_jobs(timedelta(days=2, hours=1), DlqFilter(task_identifier="t")) == 4
+    assert [entry.id for entry in await client.page_dlq_jobs()] == [1, 2, 6, 8]
+    assert await client.prune_dlq_jobs(timedelta(days=7)) == 1
+    for age, chosen in (
+        (timedelta(), DlqFilter()),
+        (timedelta.max, DlqFilter()),
+        (timedelta(1), DlqFilter(requeued=True)),
+        (timedelta(1), DlqFilter(failed_before=datetime.now(UTC))),
+    ):
+        with pytest.raises(InvalidJob):
+            await client.prune_dlq_jobs(age, chosen)

@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Iterable
-from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from backfill.client import cleanup, dlq, dlq_bulk, dlq_scanner, jobs
+from backfill.client import cleanup, dlq, dlq_bulk, dlq_requeue, dlq_scanner, jobs
 from backfill.client import inspect as look
 from backfill.client.doing import doing
 from backfill.client.enqueuer import Enqueuer
@@ -56,7 +55,7 @@ class BackfillClient:
         self._install = install
         self._pool: Pool | None = None
         self._enqueuer: Enqueuer | None = None
-        self._scans: set[asyncio.Task[None]] = set()
+        self.background: set[asyncio.Task[None]] = set()  # ends with the client
 
     async def open(self) -> Self:
         """Connect, install the schema if asked to, and check that this role can work on it; return the client.
@@ -86,7 +85,7 @@ class BackfillClient:
         if pool is None or enqueuer is None:
             return
         self._pool = self._enqueuer = None
-        await dlq_scanner.end(self._scans)
+        await dlq_scanner.end(self.background)
         await enqueuer.close()
         if pool is not self._given:
             await pool.close()
@@ -118,19 +117,6 @@ class BackfillClient:
             raise ConfigurationError(_NOT_OPEN)
         return self._enqueuer
 
-    def start_dlq_processor(self, interval: timedelta, stop: asyncio.Event) -> "asyncio.Task[None]":
-        """Scan for used-up jobs at once and then at the interval, in the background; workers of backfill do so anyway.
-
-        Args:
-            interval: Time between scans; the longer a scan takes, the longer the next one waits. Of all processes that scan
-                a schema one at a time does.
-            stop: Set it to end the scanning, at the next page of a scan that is under way. Closing the client ends it too.
-
-        Raises:
-            ConfigurationError: The interval is not above zero, or the client is not open.
-        """
-        return dlq_scanner.start(self, interval, stop, self._scans)
-
     enqueue = adding(Enqueuer.enqueue)
     enqueue_task = adding(Enqueuer.enqueue_task)
     enqueue_many = adding(Enqueuer.enqueue_many)
@@ -153,10 +139,14 @@ class BackfillClient:
     list_dlq_jobs = operation(dlq.list_dlq_jobs)
     get_dlq_job = operation(dlq.get_dlq_job)
     dlq_stats = operation(dlq.dlq_stats)
-    requeue_dlq_job = operation(dlq.requeue_dlq_job)
+    page_dlq_jobs = operation(dlq.page_dlq_jobs)
+    requeue_dlq_job = operation(dlq_requeue.requeue_dlq_job)
+    edit_dlq_job = operation(dlq_requeue.edit_dlq_job)
     delete_dlq_job = operation(dlq.delete_dlq_job)
     delete_dlq_by_job_key = operation(dlq.delete_dlq_by_job_key)
     add_to_dlq = operation(dlq.add_to_dlq)
     requeue_dlq_jobs = operation(dlq_bulk.requeue_dlq_jobs)
     delete_dlq_jobs = operation(dlq_bulk.delete_dlq_jobs)
+    prune_dlq_jobs = operation(dlq_bulk.prune_dlq_jobs)
+    start_dlq_processor = dlq_scanner.start_dlq_processor
     process_failed_jobs = operation(dlq_scanner.process_failed_jobs)

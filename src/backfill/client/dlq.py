@@ -1,20 +1,18 @@
 # ruff: noqa: D417 - these docstrings are also those of BackfillClient's methods, without connection and schema
-"""The dead letter queue: looking at it and moving jobs in and out of it.
+"""The dead letter queue: looking at it, putting jobs in, and deleting entries.
 
 An entry is *here* until it is requeued; then it is *out*, tied to its job by ``requeued_job_id``: the job's success deletes
 it, its failure brings it back. Each move is one transaction, so a job is in exactly one of the two places.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
-import msgspec
 
 from backfill.client.inspect import MOST_COUNTED, up_to_most
 from backfill.client.jobs import MOVED_BY
-from backfill.client.rows import job_of
 from backfill.db import Connection
-from backfill.errors import DatabaseError, DlqEntryNotFound, InvalidJob, KeyInUse, MalformedData
+from backfill.errors import DatabaseError, InvalidJob, MalformedData
 from backfill.model import (
     DlqFilter,
     DlqJob,
@@ -28,10 +26,11 @@ from backfill.model import (
     encode_flags,
     encode_payload,
 )
-from backfill.schema import install, is_familiar
+from backfill.schema import install
 from backfill.sql import text
 
-_TRIES = 20
+LOWEST_ID: Final = -(2**63)
+_ANY: Final = DlqFilter()
 
 
 async def init_dlq(connection: Connection, schema: str) -> list[str]:
@@ -54,17 +53,42 @@ async def list_dlq_jobs(connection: Connection, schema: str, dlq_filter: DlqFilt
     rows = await connection.fetch(text("list_dlq_jobs", schema), *chosen, dlq_filter.limit, dlq_filter.offset)
     count = await connection.fetchval(text("count_dlq_jobs", schema), *chosen, MOST_COUNTED + 1)
     return DlqJobList(
-        jobs=[_entry(row) for row in rows],
+        jobs=[entry_of(row) for row in rows],
         total=up_to_most(count),
         offset=dlq_filter.offset,
         limit=dlq_filter.limit,
     )
 
 
+async def page_dlq_jobs(
+    connection: Connection,
+    schema: str,
+    dlq_filter: DlqFilter | None = None,
+    *,
+    after: int | None = None,
+    limit: int = 50,
+) -> list[DlqJob]:
+    """Return entries in the order of their ids, the oldest first.
+
+    For the next page give the last id as ``after``: pages neither skip nor repeat an entry while others come and go.
+
+    Args:
+        dlq_filter: Which entries; its ``limit`` and ``offset`` must be left alone. None = all.
+        after: Only entries with a greater id.
+        limit: How many at most, 1 to 10,000.
+
+    Raises:
+        InvalidJob: The filter pages itself, or a number is out of range.
+    """
+    chosen = chosen_by(whole(dlq_filter or DlqFilter()))
+    args = (LOWEST_ID if after is None else checked_id(after), checked_int("limit", limit, 1, 10_000))
+    return [entry_of(row) for row in await connection.fetch(text("page_dlq_jobs", schema), *chosen, *args)]
+
+
 async def get_dlq_job(connection: Connection, schema: str, entry_id: int) -> DlqJob | None:
     """Return the entry; None when there is none, as when its job was requeued and is done."""
-    row = await connection.fetchrow(text("get_dlq_job", schema), _checked_id(entry_id))
-    return None if row is None else _entry(row)
+    row = await connection.fetchrow(text("get_dlq_job", schema), checked_id(entry_id))
+    return None if row is None else entry_of(row)
 
 
 async def dlq_stats(connection: Connection, schema: str) -> DlqStats:
@@ -76,61 +100,9 @@ async def dlq_stats(connection: Connection, schema: str) -> DlqStats:
     return DlqStats(task_breakdown=dict(zip(fields.pop("tasks"), fields.pop("task_counts"), strict=True)), **fields)
 
 
-async def requeue_dlq_job(
-    connection: Connection,
-    schema: str,
-    entry_id: int,
-    notes: str | None = None,
-    *,
-    payload: Any = msgspec.UNSET,
-    force: bool = False,
-) -> Job:
-    """Have an entry run again, now, as a new job with its task, queue, priority, key, limit of attempts and flags.
-
-    Args:
-        entry_id: The entry's number.
-        notes: Replaces the entry's notes; None leaves them.
-        payload: Replaces the payload, which is kept in the entry's history; left out, the payload is as it was.
-        force: Requeue although another job has the key: one that waits is dropped, one that runs loses its key and is
-            not retried. Also requeue an entry that is out as a job that is not there any more, done or removed by
-            somebody who knows nothing of the dead letter queue.
-
-    Returns:
-        The new job.
-
-    Raises:
-        DlqEntryNotFound: There is no such entry, or it is out.
-        KeyInUse: A job with the entry's key is queued or running, and ``force`` is not set.
-        InvalidJob: The payload has no faithful JSON form, or the notes cannot be stored.
-    """
-    _checked_id(entry_id)
-    if notes is not None:
-        notes = _storable("notes", notes)
-    edited = None if payload is msgspec.UNSET else encode_payload(payload)
-    statement = await requeueing(connection, schema)
-    for _ in range(_TRIES):
-        await connection.execute(text("create_dlq_names", schema), [entry_id])
-        async with connection.transaction():
-            if force:
-                await _make_room(connection, schema, entry_id)
-            row = await connection.fetchrow(statement, [entry_id], edited, notes, force)
-            if row is not None:
-                made = await connection.fetchrow(text("get_job", schema), row["job_id"])
-                if made is not None:
-                    return job_of(made)
-            await _refuse(connection, schema, entry_id, force=force)
-    raise DatabaseError(f"DLQ entry {entry_id} could not be requeued: others come in between each time; try again")
-
-
-async def requeueing(connection: Connection, schema: str) -> str:
-    """The statement that requeues entries in this schema."""
-    familiar = await is_familiar(connection, schema)
-    return text("requeue_dlq_jobs" if familiar else "requeue_dlq_jobs_by_add_job", schema)
-
-
 async def delete_dlq_job(connection: Connection, schema: str, entry_id: int) -> bool:
     """Delete the entry, here or out (its job stays); return whether there was one."""
-    return bool(await connection.fetchval(text("delete_dlq_jobs", schema), [_checked_id(entry_id)]))
+    return bool(await connection.fetchval(text("delete_dlq_jobs", schema), [checked_id(entry_id)]))
 
 
 async def delete_dlq_by_job_key(connection: Connection, schema: str, job_key: str) -> bool:
@@ -194,27 +166,21 @@ def chosen_by(dlq_filter: DlqFilter) -> tuple[Any, ...]:
     )
 
 
-async def _make_room(connection: Connection, schema: str, entry_id: int) -> None:
-    """Take the entry's key from whatever job has it, its own aside."""
-    row = await connection.fetchrow(text("hold_dlq_job", schema), entry_id)
-    if row is not None and row["job_key"] and not row["job_is_there"]:
-        await connection.execute(text("remove_job", schema), row["job_key"])
+def whole(dlq_filter: DlqFilter) -> DlqFilter:
+    """The filter, if it means all entries that fit.
+
+    Raises:
+        InvalidJob: It has a limit or an offset.
+    """
+    if (dlq_filter.limit, dlq_filter.offset) != (_ANY.limit, _ANY.offset):
+        raise InvalidJob(
+            "limit and offset of a DlqFilter page a list; to change only some of the entries, give limit= to the call itself",
+        )
+    return dlq_filter
 
 
-async def _refuse(connection: Connection, schema: str, entry_id: int, *, force: bool) -> None:
-    """Say why an entry was not requeued; return when nothing is in the way any more."""
-    row = await connection.fetchrow(text("hold_dlq_job", schema), entry_id)
-    if row is None:
-        raise DlqEntryNotFound(entry_id)
-    if row["requeued_job_id"] is not None and (row["job_is_there"] or not force):
-        raise DlqEntryNotFound(entry_id, row["requeued_job_id"])
-    if row["job_key"] and not force:
-        holder = await connection.fetchval(text("job_of_key", schema), row["job_key"])
-        if holder is not None:
-            raise KeyInUse(row["job_key"], holder, entry_id)
-
-
-def _entry(row: asyncpg.Record) -> DlqJob:
+def entry_of(row: asyncpg.Record) -> DlqJob:
+    """The entry of a row with the columns of one."""
     fields = dict(row)
     flags, extras = decode_flags_text(fields.pop("flags"))
     return DlqJob(
@@ -237,10 +203,6 @@ def _readable(stored: str | None) -> Any:
         return stored
 
 
-def _checked_id(entry_id: int) -> int:
+def checked_id(entry_id: int) -> int:
+    """Return the id of an entry when it can be one."""
     return checked_int("entry id", entry_id, -(2**63), 2**63 - 1)
-
-
-def _storable(field: str, value: str) -> str:
-    """The text, which may be empty."""
-    return checked_text(field, value) if value else ""

@@ -43,6 +43,12 @@ class Database(Protocol):
         ...
 
 
+class Scanned(Database, Protocol):
+    """A client that a scanner runs beside."""
+
+    background: set["asyncio.Task[None]"]
+
+
 async def process_failed_jobs(
     connection: Connection, schema: str, *, moved_by: str = MOVED_BY, stop: asyncio.Event | None = None
 ) -> int:
@@ -84,21 +90,23 @@ async def _pass_over(connection: Connection, schema: str, after_id: int, error: 
     return int(job_id)
 
 
-def start(
-    database: Database, interval: timedelta, stop: asyncio.Event, running: set["asyncio.Task[None]"]
-) -> "asyncio.Task[None]":
-    """Have a scanner run in a task of its own, which is one of ``running`` until it ends.
+def start_dlq_processor(client: Scanned, interval: timedelta, stop: asyncio.Event) -> "asyncio.Task[None]":
+    """Scan for used-up jobs at once and then at the interval, in the background; workers of backfill do so anyway.
+
+    Args:
+        interval: Time between scans; the longer a scan takes, the longer the next one waits. Of all processes that scan a
+            schema one at a time does.
+        stop: Set it to end the scanning, at the next page of a scan that is under way. Closing the client ends it too.
 
     Raises:
-        ConfigurationError: The interval is not above zero, or the database is not open.
+        ConfigurationError: The interval is not above zero, or the client is not open.
     """
     if interval <= timedelta():
-        raise ConfigurationError(f"interval must be a timedelta above zero, not {interval!r}")
-    _ = database.pool  # not open: now is the time to say so
-    scanner = DeadLetterScanner(database, interval.total_seconds())
-    task = asyncio.create_task(scanner.run(stop), name="dead letters")
-    running.add(task)
-    task.add_done_callback(running.discard)
+        raise ConfigurationError(f"interval must be above zero, not {interval!r}")
+    _ = client.pool  # not open: now is the time to say so
+    task = asyncio.create_task(DeadLetterScanner(client, interval.total_seconds()).run(stop), name="dead letters")
+    client.background.add(task)
+    task.add_done_callback(client.background.discard)
     return task
 
 

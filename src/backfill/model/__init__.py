@@ -1,6 +1,7 @@
 """Values without any input or output: jobs, specs, policies, payloads, and what is kept with a job."""
 
 from backfill.model.dlq import DlqFilter, DlqJob, DlqJobList, DlqStats
+from backfill.model.dlq_bulk import DlqEdit, DlqProgress, checked_notes
 from backfill.model.flags import (
     NO_EXTRAS,
     Extras,
@@ -23,9 +24,11 @@ __all__ = [
     "DEFAULT_MAX_ATTEMPTS",
     "NO_EXTRAS",
     "AlreadyInProgress",
+    "DlqEdit",
     "DlqFilter",
     "DlqJob",
     "DlqJobList",
+    "DlqProgress",
     "DlqStats",
     "EnqueueOutcome",
     "Enqueued",
@@ -42,6 +45,7 @@ __all__ = [
     "TaskOptions",
     "checked_identifier",
     "checked_int",
+    "checked_notes",
     "checked_positive",
     "checked_text",
     "checked_time",

@@ -56,10 +56,48 @@ select count(*) as count
      limit $7::int8
   ) as counted
 
--- name: dlq_ids
--- The ids of entries after $7, in their order.
+-- name: page_dlq_jobs
+-- Entries after $7, in the order of their ids.
 -- takes: task text, queue text, job_key text, failed_after timestamptz, failed_before timestamptz, requeued bool
 -- takes: after_id int8, page int8
+-- gives: id int8, task_identifier text, payload text, queue_name text, priority int4, failure_reason text
+-- gives: failure_count int4, failed_at timestamptz, original_job_id int8, job_key text, max_attempts int4
+-- gives: last_error text, original_created_at timestamptz, original_run_at timestamptz, requeued_count int4
+-- gives: last_requeued_at timestamptz, notes text, created_by text, flags text, requeued_job_id int8, history text
+select
+-- include: entry_columns
+  from graphile_worker.backfill_dlq as entries
+ where
+-- include: chosen_entries
+   and entries.id > $7::int8
+ order by entries.id
+ limit $8::int8
+
+-- name: dlq_span
+-- The first $8 (null = all) of the entries after $7, in the order of their ids: how many, the id of the last of them, and
+-- how many have a key that a job has ($9; else 0).
+-- takes: task text, queue text, job_key text, failed_after timestamptz, failed_before timestamptz, requeued bool
+-- takes: after_id int8, most int8, with_keys bool
+-- gives: entries int8, last_id int8, keys_in_use int8
+select count(*) as entries, max(chosen.id) as last_id,
+       count(*) filter (where $9::bool
+                          and chosen.job_key <> ''
+                          and exists (select 1 from graphile_worker._private_jobs as jobs where jobs.key = chosen.job_key)
+       ) as keys_in_use
+  from (
+    select entries.id, entries.job_key
+      from graphile_worker.backfill_dlq as entries
+     where
+-- include: chosen_entries
+       and entries.id > $7::int8
+     order by entries.id
+     limit $8::int8
+  ) as chosen
+
+-- name: dlq_ids
+-- The ids of entries after $7 up to $8, in their order.
+-- takes: task text, queue text, job_key text, failed_after timestamptz, failed_before timestamptz, requeued bool
+-- takes: after_id int8, last_id int8, page int8
 -- gives: ids int8[]
 select array(
   select entries.id
@@ -67,8 +105,9 @@ select array(
    where
 -- include: chosen_entries
      and entries.id > $7::int8
+     and entries.id <= $8::int8
    order by entries.id
-   limit $8::int8) as ids
+   limit $9::int8) as ids
 
 -- name: dlq_stats
 -- The dead letter queue in numbers.
@@ -89,146 +128,6 @@ select count(*) as total_jobs, count(entries.requeued_job_id) as out_jobs,
        array(select largest.task_identifier from largest order by largest.count desc, largest.task_identifier) as tasks,
        array(select largest.count from largest order by largest.count desc, largest.task_identifier) as task_counts
   from graphile_worker.backfill_dlq as entries
-
--- name: create_dlq_names
--- Makes rows for the tasks and queues of entries that have none.
--- takes: dlq_ids int8[]
--- gives: created int8
-with wanted as materialized (
-  select entries.task_identifier, entries.queue_name
-    from graphile_worker.backfill_dlq as entries
-   where entries.id = any($1::int8[])
-),
-new_task as (
-  insert into graphile_worker._private_tasks (identifier)
-  select distinct wanted.task_identifier
-    from wanted
-   where not exists (select 1 from graphile_worker._private_tasks as tasks
-                      where tasks.identifier = wanted.task_identifier)
-   order by wanted.task_identifier
-  on conflict (identifier) do nothing
-  returning 1
-),
-new_queue as (
-  insert into graphile_worker._private_job_queues (queue_name)
-  select distinct wanted.queue_name
-    from wanted
-   where wanted.queue_name <> ''
-     and not exists (select 1 from graphile_worker._private_job_queues as queues
-                      where queues.queue_name = wanted.queue_name)
-   order by wanted.queue_name
-  on conflict (queue_name) do nothing
-  returning 1
-)
-select (select count(*) from new_task) + (select count(*) from new_queue) as created
-
--- fragment: entry_to_requeue
--- What the requeueing of entries needs of them, each locked. $2: a payload instead of their own, $4: force.
-  select entries.id, nullif(entries.job_key, '') as job_key, entries.priority::int2 as priority,
-         case when jsonb_typeof(entries.flags) = 'object' then entries.flags else '{}'::jsonb end
-           || jsonb_build_object('backfill:dlq', true) as flags,
-         coalesce(entries.max_attempts, 8)::int2 as max_attempts, tasks.id as task_id, queues.id as queue_id,
-         entries.task_identifier, nullif(entries.queue_name, '') as queue_name,
-         case when $2::text is not null then $2::text::json
-              when jsonb_typeof(entries.payload) = 'object'
-                   and jsonb_typeof(entries.payload -> 'backfill:json') = 'string'
-                   and entries.payload - 'backfill:json' = '{}'::jsonb
-              then (entries.payload ->> 'backfill:json')::json
-              else entries.payload::text::json end as payload
-    from graphile_worker.backfill_dlq as entries
-    join graphile_worker._private_tasks as tasks on tasks.identifier = entries.task_identifier
-    left join graphile_worker._private_job_queues as queues
-           on queues.queue_name = entries.queue_name and entries.queue_name <> ''
-   where entries.id = any($1::int8[])
-     and (entries.queue_name = '' or queues.id is not null)
-     and (entries.requeued_job_id is null
-          or ($4::bool and not exists (select 1 from graphile_worker._private_jobs as jobs
-                                        where jobs.id = entries.requeued_job_id)))
-   order by entries.id
-     for update of entries
-     for key share of tasks
-
--- fragment: mark_as_out
--- Notes the jobs that entries are out as, which the CTE `pair` has.
-  update graphile_worker.backfill_dlq as entries
-     set requeued_job_id = pair.job_id,
-         requeued_count = entries.requeued_count + 1,
-         last_requeued_at = now(),
-         notes = coalesce($3::text, entries.notes),
-         payload = case when $2::text is null then entries.payload
-                        else graphile_worker.backfill_to_jsonb($2::text::json) end,
-         history = case when $2::text is null then entries.history
-                        else coalesce(entries.history, '[]'::jsonb)
-                             || jsonb_build_array(jsonb_build_object('edited_at', now(), 'payload', entries.payload)) end
-    from pair
-   where entries.id = pair.dlq_id
-
--- name: requeue_dlq_jobs
--- Has entries run again as new jobs, in the order of their ids, and marks them as out. Left out, and not given back: those
--- that are out already (with $4, force: only while their job is there), those whose key a job has, and those whose task
--- or queue has no row. A payload given ($2) replaces the entry's, which goes into its history.
--- Which job is whose: by key; without keys both are numbered in one order, since ids are given out in the order of
--- the insert and nothing can be in its way.
--- takes: dlq_ids int8[], payload text, notes text, force bool
--- gives: dlq_id int8, job_id int8
-with entry as materialized (
--- include: entry_to_requeue
-),
-made as (
-  insert into graphile_worker._private_jobs (task_id, job_queue_id, payload, priority, max_attempts, key, flags)
-  select entry.task_id, entry.queue_id, entry.payload, entry.priority, entry.max_attempts, entry.job_key, entry.flags
-    from entry
-   order by entry.id
-  on conflict (key) do nothing
-  returning id, key
-),
-pair as (
-  select entry.id as dlq_id, made.id as job_id
-    from made
-    join entry on entry.job_key = made.key
-  union all
-  select first.id, second.id
-    from (select entry.id, row_number() over (order by entry.id) as place from entry where entry.job_key is null) as first
-    join (select made.id, row_number() over (order by made.id) as place from made where made.key is null) as second
-      on second.place = first.place
-),
-marked as (
--- include: mark_as_out
-),
-woken as (
-  select pg_notify('jobs:insert', format('{"r":%s,"count":%s}', random(), count(*)))
-    from pair
-  having count(*) > 0
-)
-select pair.dlq_id, pair.job_id
-  from pair
- where (select count(*) from woken) is not null
- order by pair.dlq_id
-
--- name: requeue_dlq_jobs_by_add_job
--- As requeue_dlq_jobs, for tables that are not known: Graphile Worker's add_job makes each job. Left out, too: an entry whose
--- key somebody else adds at this very moment, whose job then is one revision on.
--- takes: dlq_ids int8[], payload text, notes text, force bool
--- gives: dlq_id int8, job_id int8
-with entry as materialized (
--- include: entry_to_requeue
-),
-pair as materialized (
-  select entry.id as dlq_id, made.id as job_id
-    from entry
-   cross join lateral graphile_worker.add_job(
-           identifier => entry.task_identifier, payload => entry.payload, queue_name => entry.queue_name,
-           max_attempts => entry.max_attempts::int4, job_key => entry.job_key, priority => entry.priority::int4,
-           flags => array(select jsonb_object_keys(entry.flags)), job_key_mode => 'unsafe_dedupe') as made
-   where not exists (select 1 from graphile_worker._private_jobs as jobs where jobs.key = entry.job_key)
-     and made.revision = 0
-),
-marked as (
--- include: mark_as_out
-)
-select pair.dlq_id, pair.job_id
-  from pair
- order by pair.dlq_id
 
 -- name: hold_dlq_job
 -- An entry's key and the job that it is out as, with whether that job is there; locked until the end of the transaction.
@@ -268,16 +167,18 @@ with gone as (
 select count(*) as deleted from gone
 
 -- name: delete_chosen_dlq_jobs
--- Deletes those of the entries that still are as asked: here ($2 false), out (true).
--- takes: dlq_ids int8[], requeued bool
--- gives: deleted int8
+-- Deletes those of the entries ($7) that are still chosen: one that was requeued or has failed anew since may not be.
+-- takes: task text, queue text, job_key text, failed_after timestamptz, failed_before timestamptz, requeued bool
+-- takes: dlq_ids int8[]
+-- gives: ids int8[]
 with gone as (
   delete from graphile_worker.backfill_dlq as entries
-   where entries.id = any($1::int8[])
-     and (entries.requeued_job_id is not null) = $2::bool
-  returning 1
+   where entries.id = any($7::int8[])
+     and
+-- include: chosen_entries
+  returning entries.id
 )
-select count(*) as deleted from gone
+select array(select gone.id from gone) as ids
 
 -- name: delete_dlq_by_job_key
 -- Deletes the entry of a key.
