@@ -21,7 +21,19 @@ class SchemaError(BackfillError):
 
 
 class DatabaseError(BackfillError):
-    """The database refused a statement or could not be reached."""
+    """The database refused a statement or could not be reached.
+
+    Parameters:
+        message: What happened, and what to do.
+        in_doubt: Whether the statement that failed may have been carried out all the same, its answer being lost.
+
+    Attributes:
+        in_doubt: As given. When false, that statement was surely not carried out.
+    """
+
+    def __init__(self, message: str, *, in_doubt: bool = False) -> None:
+        super().__init__(message)
+        self.in_doubt = in_doubt
 
 
 class CrontabError(BackfillError):

@@ -81,7 +81,7 @@ async def test_a_job_that_the_table_refuses_stops_no_other(
 
 async def test_one_scan_at_a_time(client: BackfillClient, raw: "Raw", other: "Raw") -> None:
     await leave_used_up_job(client, raw)
-    scanner = DeadLetterScanner(client, 60.0, moved_by="test")
+    scanner = DeadLetterScanner(client.pool.acquire, client.schema, 60.0, moved_by="test")
     key = "hashtextextended('backfill dead letter scan of ' || $1::text, 0)"
     await other.value(f"select pg_advisory_lock({key})", client.schema)
     assert await scanner.run_once() == 0

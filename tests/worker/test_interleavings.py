@@ -103,9 +103,8 @@ class World:
         mine = [row["id"] for held_by, _, row in self.held if held_by is claims]
         self.held = [one for one in self.held if one[0] is not claims]
         superseded = await self.numbers("id = any($1) and key is null and updated_at > locked_at", mine)
-        await reconcile(
-            self.client.pool, self.sql.schema, worker_id=claims.worker, lost_connection=None, held={}, on_lost=print
-        )
+        async with self.client.pool.acquire() as own:
+            await reconcile(own, self.sql.schema, worker_id=claims.worker, lost_connection=None, held={}, on_lost=print)
         return superseded
 
     async def scan(self) -> set[int]:

@@ -7,10 +7,9 @@ from typing import Self
 
 from backfill.client import cleanup, dlq, dlq_bulk, dlq_requeue, dlq_scanner, jobs
 from backfill.client import inspect as look
-from backfill.client.doing import doing
 from backfill.client.enqueuer import Enqueuer
 from backfill.client.methods import adding, operation
-from backfill.db import DEFAULT_SCHEMA, Pool, check_schema_name, open_pool
+from backfill.db import DEFAULT_SCHEMA, Borrowed, Pool, check_schema_name, close_pool, open_pool
 from backfill.errors import ConfigurationError
 from backfill.hooks import HookRegistry, Plugin
 from backfill.schema import open_schema
@@ -68,12 +67,11 @@ class BackfillClient:
         if self._pool is None:
             pool = self._given or await open_pool(str(self._url))
             try:
-                with doing("cannot open the client"):
-                    async with pool.acquire() as connection:
-                        state = await open_schema(connection, self._schema, installing=self._install)
+                async with Borrowed(pool, "cannot open the client") as connection:
+                    state = await open_schema(connection, self._schema, installing=self._install)
             except BaseException:
                 if pool is not self._given:
-                    await pool.close()
+                    await close_pool(pool)
                 raise
             enqueuer = Enqueuer(pool, self._schema, self.hooks, familiar=state.is_familiar)
             self._pool, self._enqueuer = pool, enqueuer
@@ -88,7 +86,7 @@ class BackfillClient:
         await dlq_scanner.end(self.background)
         await enqueuer.close()
         if pool is not self._given:
-            await pool.close()
+            await close_pool(pool)
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -12,13 +12,16 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from functools import partial
 from typing import Final, Protocol
 
 import asyncpg
 
 from backfill.client.jobs import MOVED_BY
-from backfill.db import DRIVER_ERRORS, Connection, Pool, is_connection_error
+from backfill.db import DRIVER_ERRORS, Borrowed, Connection, Pool, is_connection_error
 from backfill.errors import BackfillError, ConfigurationError
 from backfill.sql import text
 
@@ -61,10 +64,20 @@ async def process_failed_jobs(
         moved_by: The entries' ``created_by``.
         stop: Set it to have the scan end after the page that is under way.
     """
+    return await _scan(connection, schema, moved_by, stop, alone=False)
+
+
+async def _scan(connection: Connection, schema: str, moved_by: str, stop: asyncio.Event | None, *, alone: bool) -> int:
+    """As ``process_failed_jobs``; ``alone``: end at a page during which somebody else does that.
+
+    The lock lasts for a page's transaction, not for the session, which a pooler would share with others.
+    """
     moved, after_id, page = 0, _LOWEST_ID, _PAGE
     while stop is None or not stop.is_set():
         try:
             async with connection.transaction():
+                if alone and not await connection.fetchval(text("begin_scan", schema), schema):
+                    return moved
                 row = await connection.fetchrow(text("bury_exhausted_jobs", schema), after_id, page, moved_by)
         except asyncpg.PostgresError as error:
             if is_connection_error(error):
@@ -103,8 +116,9 @@ def start_dlq_processor(client: Scanned, interval: timedelta, stop: asyncio.Even
     """
     if interval <= timedelta():
         raise ConfigurationError(f"interval must be above zero, not {interval!r}")
-    _ = client.pool  # not open: now is the time to say so
-    task = asyncio.create_task(DeadLetterScanner(client, interval.total_seconds()).run(stop), name="dead letters")
+    borrow = partial(Borrowed, client.pool, "cannot scan for used-up jobs")
+    scanner = DeadLetterScanner(borrow, client.schema, interval.total_seconds())
+    task = asyncio.create_task(scanner.run(stop), name="dead letters")
     client.background.add(task)
     task.add_done_callback(client.background.discard)
     return task
@@ -121,15 +135,24 @@ async def end(running: set["asyncio.Task[None]"]) -> None:
 class DeadLetterScanner:
     """Scans for used-up jobs at an interval. One process at a time scans; the others skip their turn."""
 
-    def __init__(self, database: Database, interval: float, *, moved_by: str = MOVED_BY) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], AbstractAsyncContextManager[Connection]],
+        schema: str,
+        interval: float,
+        *,
+        moved_by: str = MOVED_BY,
+    ) -> None:
         """Prepare it.
 
         Args:
-            database: Its pool is used.
+            connect: Gives a connection for the length of a scan.
+            schema: The schema's name.
             interval: Seconds between scans.
             moved_by: For the dead letters' ``created_by``.
         """
-        self._database = database
+        self._connect = connect
+        self._schema = schema
         self._interval = interval
         self._moved_by = moved_by
 
@@ -139,14 +162,8 @@ class DeadLetterScanner:
         Args:
             stop: Set it to have the scan end after the page that is under way.
         """
-        schema = self._database.schema
-        async with self._database.pool.acquire() as connection:
-            if not await connection.fetchval(text("begin_scan", schema), schema):
-                return 0
-            try:
-                moved = await process_failed_jobs(connection, schema, moved_by=self._moved_by, stop=stop)
-            finally:
-                await connection.fetchval(text("end_scan", schema), schema)
+        async with self._connect() as connection:
+            moved = await _scan(connection, self._schema, self._moved_by, stop, alone=True)
         if moved:
             logger.info("moved %d used-up jobs to the dead letter queue", moved)
         return moved

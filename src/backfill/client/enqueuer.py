@@ -14,11 +14,10 @@ import asyncpg
 import msgspec
 
 from backfill.client.batch import Batch, Chunk, JobTuple, Keyed, keyed_args, parts, pieces, prepare, refused
-from backfill.client.doing import doing
 from backfill.client.enqueue import MOST_TRIES, add_by_function, build, inserted, lost_races, names_missing
 from backfill.client.notify import TRANSACTION_NOTIFICATION, Notifier, notification
 from backfill.client.rows import Kind, TaskName, kind_of, payload_text, settings_of
-from backfill.db import Connection, Pool, mark_unchanged
+from backfill.db import Borrowed, Connection, Pool, mark_unchanged
 from backfill.errors import InvalidJob, JobScheduleFailed, JobScheduleSkipped
 from backfill.hooks import HookRegistry
 from backfill.model import EnqueueOutcome, JobKeyMode, JobSpec, TaskHandler, checked_int, decode_payload
@@ -27,6 +26,10 @@ from backfill.sql import text
 _MOST_KNOWN: Final = 10_000
 _ASIDE_SECONDS: Final = 0.5
 _BATCH_TRIES: Final = 5
+_NOT_ADDED: Final = "the job was not added"
+_MAYBE_ADDED: Final = "the job may have been added or not; with a job_key, enqueueing it again is safe"
+_NONE_ADDED: Final = "no job was added"
+_ALL_OR_NONE: Final = "either all jobs were added or none; with job_keys, enqueueing them again is safe"
 
 
 class Enqueuer:
@@ -75,7 +78,8 @@ class Enqueuer:
         Raises:
             InvalidJob: Something in it cannot be; nothing was sent.
             JobScheduleSkipped, JobScheduleFailed: A hook kept it out; nothing was sent.
-            DatabaseError: The database refused it or could not be reached.
+            DatabaseError: The database refused it or could not be reached, and it was not added; or, where the error's
+                ``in_doubt`` is set, the answer was lost, and it may have been added.
         """
         if self._hooks.around_adding:
             task, payload, spec = await self._asked(task, payload, spec)
@@ -85,14 +89,13 @@ class Enqueuer:
                 return await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION)
             await self._create_unknown([kind], connection)
             return await add_by_function(connection, self._schema, kind, encoded)
-        with doing(f"cannot enqueue {kind.task}"):
-            async with self._pool.acquire() as own:
-                if kind.key is None and self._familiar:
-                    outcome = await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
-                else:
-                    outcome = await add_by_function(own, self._schema, kind, encoded)
-                mark_unchanged(own)
-                return outcome
+        async with Borrowed(self._pool, f"cannot enqueue {kind.task}", not_done=_NOT_ADDED, maybe=_MAYBE_ADDED) as own:
+            if kind.key is None and self._familiar:
+                outcome = await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
+            else:
+                outcome = await add_by_function(own, self._schema, kind, encoded)
+            mark_unchanged(own)
+            return outcome
 
     async def enqueue_task(
         self, task: TaskHandler, spec: JobSpec | None = None, *, connection: Connection | None = None
@@ -115,7 +118,8 @@ class Enqueuer:
         Raises:
             InvalidJob: A job cannot be, or two have the same key; nothing was sent.
             JobScheduleSkipped, JobScheduleFailed: A hook kept one of them out, and so all; nothing was sent.
-            DatabaseError: The database refused them or could not be reached; none was added.
+            DatabaseError: The database refused them or could not be reached, and none was added; or, where the error's
+                ``in_doubt`` is set, the answer was lost, and either all were added or none.
         """
         if self._hooks.around_adding:
             jobs = await self._all_asked(jobs)
@@ -126,9 +130,9 @@ class Enqueuer:
                 return await self._write(connection, batch, TRANSACTION_NOTIFICATION)
         if batch.size == 0:
             return []
-        with doing(f"cannot enqueue a batch of {batch.size} jobs"):
-            async with self._pool.acquire() as own:
-                return await self._write_alone(own, batch)
+        what = f"cannot enqueue a batch of {batch.size} jobs"
+        async with Borrowed(self._pool, what, not_done=_NONE_ADDED, maybe=_ALL_OR_NONE) as own:
+            return await self._write_alone(own, batch)
 
     async def enqueue_stream(
         self, jobs: Iterable[JobTuple] | AsyncIterable[JobTuple], *, batch_size: int = 5000

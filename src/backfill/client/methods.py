@@ -5,9 +5,8 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from backfill.client.doing import doing
 from backfill.client.enqueuer import Enqueuer
-from backfill.db import Connection, Pool
+from backfill.db import Borrowed, Connection, Pool
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,9 +51,8 @@ def operation(
 
     @functools.wraps(function)
     async def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with doing(what):
-            async with self.pool.acquire() as connection:
-                return await function(connection, self.schema, *args, **kwargs)
+        async with Borrowed(self.pool, what) as connection:
+            return await function(connection, self.schema, *args, **kwargs)
 
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     signature = inspect.signature(function)

@@ -18,7 +18,8 @@ import logging
 import random
 from typing import Final
 
-from backfill.db import DRIVER_ERRORS, Pool, mark_unchanged
+from backfill.db import Borrowed, Pool, mark_unchanged
+from backfill.errors import BackfillError
 from backfill.sql import text
 
 logger = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ class Notifier:
 
     async def _send(self, count: int) -> None:
         try:
-            async with self._pool.acquire() as connection:
+            async with Borrowed(self._pool, "cannot notify") as connection:
                 await connection.execute(text("notify_jobs", self._schema), notification(count))
                 mark_unchanged(connection)
-        except DRIVER_ERRORS as error:
+        except BackfillError as error:
             logger.warning("%d new jobs could not be announced; workers find them by polling: %s", count, error)

@@ -1,5 +1,6 @@
 """Connections to PostgreSQL: pools, single connections, LISTEN, and what their errors mean."""
 
+from backfill.db.borrow import Borrowed, close_pool
 from backfill.db.errors import DRIVER_ERRORS, is_connection_error, overran, remedy, takes_no_writes, translate
 from backfill.db.hosts import target
 from backfill.db.limits import CALL, CLAIM, LISTEN, MAINTENANCE, RELEASE, START, Limit
@@ -28,6 +29,7 @@ __all__ = [
     "RELEASE",
     "START",
     "WORKER_SETTINGS",
+    "Borrowed",
     "Connection",
     "Limit",
     "Listener",
@@ -35,6 +37,7 @@ __all__ = [
     "Session",
     "check_row_security",
     "check_schema_name",
+    "close_pool",
     "connect",
     "is_connection_error",
     "mark_unchanged",

@@ -101,13 +101,16 @@ def remedy(error: BaseException, *, connecting: bool = False) -> str | None:
     return None
 
 
-def translate(error: BaseException, doing: str, *, connecting: bool = False) -> BackfillError:
+def translate(
+    error: BaseException, doing: str, *, connecting: bool = False, limit: Limit | None = None
+) -> BackfillError:
     """The error of ours for an error of the driver, to be raised ``from`` it.
 
     Args:
         error: What the driver raised: an asyncpg error, an OSError or a TimeoutError.
         doing: What was being done, as the beginning of a sentence: ``"cannot enqueue send_email"``.
         connecting: Whether that was an attempt to connect.
+        limit: The limit that a TimeoutError means.
 
     Returns:
         A SchemaError when the schema's objects are missing, else a DatabaseError; an error of ours as it is.
@@ -116,6 +119,12 @@ def translate(error: BaseException, doing: str, *, connecting: bool = False) -> 
         return error
     kind = SchemaError if getattr(error, "sqlstate", None) in _SCHEMA_STATES else DatabaseError
     # The driver's text has the server's detail and hint on lines of their own.
-    said = "; ".join(str(error).splitlines()) or ("no answer in time" if isinstance(error, TimeoutError) else "")
+    said = "; ".join(str(error).splitlines())
+    if isinstance(error, TimeoutError):
+        said = (
+            "no answer in time"
+            if limit is None
+            else f"no answer within {limit.client_seconds:g} s (limit {limit.name})"
+        )
     advice = remedy(error, connecting=connecting)
     return kind(f"{doing}: {said or type(error).__name__}" + (f" ({advice})" if advice else ""))

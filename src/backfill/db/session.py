@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from backfill.db.errors import is_connection_error
+from backfill.db.errors import DRIVER_ERRORS, is_connection_error
 from backfill.db.limits import Limit, Tcp
 from backfill.sql import text
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     _Connection = asyncpg.Connection[asyncpg.Record]
 else:  # the class is generic in its type stubs only
     _Connection = asyncpg.Connection
+
+_CLOSE: Final = 2.0  # seconds
 
 # What the operating systems call them; Windows and macOS lack some, or have them by other names.
 _OPTIONS: Final = (
@@ -73,6 +75,13 @@ class Session(_Connection):
             raise  # a connection that is lost is given up, and its transaction with it
         await transaction.commit()
         return rows
+
+    async def leave(self) -> None:
+        """Close the connection: politely if the server answers at once."""
+        try:
+            await self.close(timeout=_CLOSE)
+        except DRIVER_ERRORS:
+            self.terminate()
 
     def mark_unchanged(self) -> None:
         """Only statements that leave the session as it was have run since this was acquired: it needs no reset."""

@@ -352,12 +352,15 @@ select null, queues.id, queues.locked_by
 
 -- name: end_backends
 -- Ends the backends of that application name, and waits for their end up to $2 milliseconds each: how many there were.
--- takes: application_name text, patience int8
+-- Behind a pooler a backend that is idle is nobody's, and may be somebody else's in a moment: then only those that are in a
+-- transaction.
+-- takes: application_name text, patience int8, only_busy bool
 -- gives: backends int8
 select count(pg_terminate_backend(pid, $2::int8)) as backends
   from pg_stat_activity
  where application_name = $1::text
    and pid <> pg_backend_pid()
+   and (state is distinct from 'idle' or not $3::bool)
 
 -- name: database_time
 -- The database's clock: the time that decides what is due.
@@ -365,16 +368,10 @@ select count(pg_terminate_backend(pid, $2::int8)) as backends
 select now() as now
 
 -- name: begin_scan
--- Whether this session is now the one that scans for used-up jobs of the schema.
+-- Whether this transaction is now the one that scans for used-up jobs of the schema.
 -- takes: schema_name text
 -- gives: ours bool
-select pg_try_advisory_lock(hashtextextended('backfill dead letter scan of ' || $1::text, 0)) as ours
-
--- name: end_scan
--- The counterpart of begin_scan.
--- takes: schema_name text
--- gives: was_ours bool
-select pg_advisory_unlock(hashtextextended('backfill dead letter scan of ' || $1::text, 0)) as was_ours
+select pg_try_advisory_xact_lock(hashtextextended('backfill dead letter scan of ' || $1::text, 0)) as ours
 
 -- name: backend
 -- The id of the server's process behind this transaction. Through a pooler it is not the one that was announced to the client.

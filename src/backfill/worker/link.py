@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from backfill.db import DRIVER_ERRORS, Session, is_connection_error, overran, takes_no_writes
+from backfill.db import Session, is_connection_error, overran, takes_no_writes
 from backfill.sql import text
 
 if TYPE_CHECKING:
@@ -83,10 +83,7 @@ class Link:
         connection, self._connection = self._connection, None
         self._prepared.clear()
         if connection is not None and not connection.is_closed():
-            try:
-                await connection.close(timeout=2.0)
-            except DRIVER_ERRORS:
-                connection.terminate()
+            await connection.leave()
 
     async def _open(self) -> Session:
         self._prepared.clear()

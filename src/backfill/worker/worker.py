@@ -8,10 +8,11 @@ once (the command line) asks to abandon them instead: their jobs go back in the 
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -19,7 +20,18 @@ from typing import Final
 
 from backfill.client import BackfillClient
 from backfill.client.dlq_scanner import DeadLetterScanner
-from backfill.db import CLAIM, DRIVER_ERRORS, LISTEN, RELEASE, WORKER_SETTINGS, Limit, Listener, Session, connect
+from backfill.db import (
+    CLAIM,
+    DRIVER_ERRORS,
+    LISTEN,
+    MAINTENANCE,
+    RELEASE,
+    WORKER_SETTINGS,
+    Limit,
+    Listener,
+    Session,
+    connect,
+)
 from backfill.errors import BackfillError
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
@@ -135,9 +147,8 @@ class Worker:
         await self.listener.start()
         self._begin()
         if self._config.dlq_processor_interval is not None:
-            scanner = DeadLetterScanner(
-                self._client, self._config.dlq_processor_interval.total_seconds(), moved_by=self.id
-            )
+            interval = self._config.dlq_processor_interval.total_seconds()
+            scanner = DeadLetterScanner(self._maintain, self._config.schema, interval, moved_by=self.id)
             self._loops.append(asyncio.create_task(scanner.run(), name="dead letters"))
         logger.info("worker %s started: %s", self.id, ", ".join(_shown(lane.config) for lane in self.lanes))
         waiter = asyncio.create_task(stop.wait())
@@ -195,6 +206,15 @@ class Worker:
         named = {**settings, "application_name": f"{self.id}:{limit.name}"}
         return await connect(self._config.database_url, limit=limit, settings=named)
 
+    @contextlib.asynccontextmanager
+    async def _maintain(self) -> AsyncIterator[Session]:
+        """A connection for something that is seldom done. Not one of the pool's, which handlers may have exhausted."""
+        connection = await self._connect(MAINTENANCE)
+        try:
+            yield connection
+        finally:
+            await connection.leave()
+
     # -- what the parts tell each other -----------------------------------------------------------
 
     def _on_notify(self, _channel: str, payload: str) -> None:
@@ -227,14 +247,16 @@ class Worker:
             if id(job) in by_job and by_job[id(job)].current is job:
                 by_job[id(job)].cancel("lost")
 
-        return await reconcile(
-            self._client.pool,
-            self._config.schema,
-            worker_id=self.id,
-            lost_connection=None if self._claim_link.is_open else f"{self.id}:claim",
-            held=self.releaser.held,
-            on_lost=lost,
-        )
+        async with self._maintain() as connection:
+            return await reconcile(
+                connection,
+                self._config.schema,
+                worker_id=self.id,
+                lost_connection=None if self._claim_link.is_open else f"{self.id}:{CLAIM.name}",
+                held=self.releaser.held,
+                on_lost=lost,
+                has_pooler=connection.has_pooler,
+            )
 
     async def _watch(self) -> None:
         """Hand back what has waited in a buffer for too long; compare locks with memory now and then."""

@@ -31,7 +31,8 @@ FIRST_OR_LAST = frozenset({STARTUP, *"QPBSX"})
 MUST_MEET = {
     "claim": ["claim_jobs", "claim_queue_head", "register_tasks", "next_due"],
     "release": ["release_completed", "release_completed_requeued", "release_failed", "hand_back"],
-    "backfill": ["bury_exhausted_jobs", "add_job"],
+    "backfill": ["add_job"],
+    "maintenance": ["bury_exhausted_jobs"],
     "listen": ["prove_listen"],
 }
 
