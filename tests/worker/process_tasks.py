@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from backfill.model import task
 from backfill.worker.context import WorkerContext
@@ -56,3 +57,13 @@ async def use_context(payload: str, ctx: WorkerContext) -> None:
     if payload == "pool":
         await ctx.pool.fetchval("select 1")
     await ctx.enqueue("other")
+
+
+async def _one(item: Any) -> None:
+    if item == "bad":
+        raise OSError(item)
+
+
+@task("p_batch", executor="process", batch=True)
+def in_batches(items: list[Any]) -> list[Any]:
+    return [_one(item) for item in items]

@@ -88,13 +88,13 @@ class World:
     async def fail(self) -> set[int]:
         claims, args, row = self.pick()
         outcome = [row["key"] is not None], ["no"], ["{}"], [self.chance.random() < 0.7], [0.0]
-        await claims.sql.named("release_failed", *args, *outcome, "w", self.chance.random() < 0.9)
+        await claims.sql.named("release_failed", *args, *outcome, "w", self.chance.random() < 0.9, None, None, None)
         return set()
 
     async def hand_back(self) -> set[int]:
         claims, args, row = self.pick()
         superseded = await self.numbers("id = $1 and key is null", row["id"]) if row["key"] is not None else set()
-        await claims.sql.named("hand_back", *args, [row["key"] is not None], [0.0])
+        await claims.sql.named("hand_back", *args, [row["key"] is not None], [0.0], None, None)
         return superseded
 
     async def forget(self) -> set[int]:
@@ -168,6 +168,14 @@ async def test_no_job_is_lost_or_doubled(
     for claims, token, row in world.held:
         queues = [row["queue_id"]] if row["queue_id"] is not None else []
         await claims.sql.named(
-            "hand_back", queues, [token] * len(queues), [row["id"]], [token], [row["key"] is not None], [0.0]
+            "hand_back",
+            queues,
+            [token] * len(queues),
+            [row["id"]],
+            [token],
+            [row["key"] is not None],
+            [0.0],
+            None,
+            None,
         )
     assert await sql.locks() == (0, 0)

@@ -105,8 +105,16 @@ async def arguments(name: str, claims: "Claims", jobs: list[int]) -> tuple[Any, 
         "claim_queue_head_without_flags": ("w/1", tasks, "q1", None, ["f"]),
         "free_queues_without_flags": (tasks, [], [], 10, ["f"]),
         "next_due": (tasks,),
-        "release_failed": (*held, *([value] * len(jobs) for value in (False, "m", "{}", True, 1.0)), "w", True),
-        "hand_back": (*held, [False] * len(jobs), [0.0] * len(jobs)),
+        "release_failed": (
+            *held,
+            *([value] * len(jobs) for value in (False, "m", "{}", True, 1.0)),
+            "w",
+            True,
+            None,
+            None,
+            None,
+        ),
+        "hand_back": (*held, [False] * len(jobs), [0.0] * len(jobs), None, None),
     }
     return more.get(name, held)
 

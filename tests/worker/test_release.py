@@ -33,13 +33,15 @@ async def fail(
     columns = [[outcome[name]] * len(rows) for name in ("message", "error", "retryable", "delay")]
     keyed = [row["key"] is not None for row in rows]
     return await claims.sql.named(
-        "release_failed", *common(rows, token or claims.token), keyed, *columns, "the worker", bury
+        "release_failed", *common(rows, token or claims.token), keyed, *columns, "the worker", bury, None, None, None
     )
 
 
 async def hand_back(claims: "Claims", rows: Sequence[Any], token: str | None = None, delay: float = 0.0) -> Any:
     keyed = [row["key"] is not None for row in rows]
-    (row,) = await claims.sql.named("hand_back", *common(rows, token or claims.token), keyed, [delay] * len(rows))
+    (row,) = await claims.sql.named(
+        "hand_back", *common(rows, token or claims.token), keyed, [delay] * len(rows), None, None
+    )
     return row["released"], row["freed"]
 
 
@@ -119,7 +121,7 @@ async def test_each_failure_has_its_own_message_and_delay(sql: "Sql", claims: "C
     token, none = claims.token, [False] * 3
     jobs = list(reversed(ids)), [token] * 3, none
     outcomes = ["c", "b", "a"], ["{}"] * 3, [True] * 3, [300.0, 200.0, 100.0]
-    verdicts = await claims.sql.named("release_failed", *([], []), *jobs, *outcomes, *("w", True))
+    verdicts = await claims.sql.named("release_failed", *([], []), *jobs, *outcomes, *("w", True, None, None, None))
     assert len(rows) == len(verdicts) == 3
     assert {row["job_id"]: round(row["wait_seconds"], -1) for row in verdicts} == dict(
         zip(ids, (100, 200, 300), strict=True)

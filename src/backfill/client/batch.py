@@ -108,7 +108,7 @@ def prepare(jobs: Iterable[JobTuple]) -> Batch:
             if found is None:
                 found = known[same] = (kind_of(task, spec), task, spec)
             kind = found[0]
-            encoded = payload_text(payload)
+            encoded = payload_text(payload, kind)
         except InvalidJob as error:
             raise refused(position, error) from error
         if kind.key is None:

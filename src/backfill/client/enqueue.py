@@ -69,7 +69,8 @@ def build_enqueue(
         InvalidJob: Something in it cannot be; the message says what.
         ConfigurationError: The TaskHandler class is not complete.
     """
-    return build(schema, kind_of(task, spec), payload_text(payload), notification)
+    kind = kind_of(task, spec)
+    return build(schema, kind, payload_text(payload, kind), notification)
 
 
 def build(schema: str, kind: Kind, payload: str, notification: str | None) -> Query:

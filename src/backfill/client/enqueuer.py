@@ -83,7 +83,8 @@ class Enqueuer:
         """
         if self._hooks.around_adding:
             task, payload, spec = await self._asked(task, payload, spec)
-        kind, encoded = kind_of(task, spec), payload_text(payload)
+        kind = kind_of(task, spec)
+        encoded = payload_text(payload, kind)
         if connection is not None:
             if kind.key is None and self._familiar:
                 return await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION)

@@ -44,6 +44,7 @@ class Kind:
         max_attempts: The limit of runs.
         key: The job key, or None.
         mode: What happens when a job with that key is there already.
+        batch: Whether the task is known to take a list of items.
         stored_flags: All flags, those that carry the extras included; None when there are none.
         flags: The user's own flags, as they will be read.
         extras: The extras, as they will be read.
@@ -59,6 +60,7 @@ class Kind:
     stored_flags: list[str] | None
     flags: frozenset[str]
     extras: Extras
+    batch: bool = False
 
     @property
     def flags_json(self) -> str | None:
@@ -106,6 +108,7 @@ def kind_of(task: TaskName, spec: JobSpec | None) -> Kind:
         stored_flags=stored,
         flags=flags,
         extras=extras,
+        batch=not isinstance(task, str) and options_of(task).batch,
     )
 
 
@@ -124,13 +127,18 @@ def settings_of(task: TaskName, spec: JobSpec | None) -> tuple[str, JobSpec]:
     return options.identifier, options.apply_to(spec)
 
 
-def payload_text(payload: Any) -> str:
+def payload_text(payload: Any, kind: Kind | None = None) -> str:
     """The payload's JSON; ``{}`` when it was left out.
 
     Raises:
-        InvalidJob: The value has no faithful JSON form.
+        InvalidJob: The value has no faithful JSON form, or it is no list of items for a task that takes one.
     """
-    return "{}" if payload is msgspec.UNSET else encode_payload(payload)
+    encoded = "{}" if payload is msgspec.UNSET else encode_payload(payload)
+    if kind is not None and kind.batch and (encoded[0] != "[" or encoded == "[]"):
+        raise InvalidJob(
+            f"{kind.task} is a batch task: its payload must be a list of at least one item, not {encoded:.60}"
+        )
+    return encoded
 
 
 def job_of(row: asyncpg.Record, payload: str | None = None) -> Job:

@@ -28,6 +28,7 @@ class TaskOptions:
         retry_policy: When its failed jobs run again, unless the job says otherwise.
         max_attempts: How often they run, unless the job says otherwise; None is the policy's limit.
         timeout: How long one run may take, unless the job says otherwise.
+        batch: Whether a payload is a list of items, each of which can fail by itself.
         where: Where the code is, `file:line`, for messages.
 
     Raises:
@@ -38,6 +39,7 @@ class TaskOptions:
     retry_policy: RetryPolicy | None = None
     max_attempts: int | None = None
     timeout: timedelta | None = None
+    batch: bool = False
     where: str
 
     def __post_init__(self) -> None:
@@ -148,6 +150,7 @@ def task(
     max_attempts: int | None = None,
     timeout: timedelta | None = None,
     executor: Literal["process"] | None = None,
+    batch: bool = False,
 ) -> _Decorator: ...
 def task(
     identifier: str | Callable[..., Any] | None = None,
@@ -156,6 +159,7 @@ def task(
     max_attempts: int | None = None,
     timeout: timedelta | None = None,
     executor: Literal["process"] | None = None,
+    batch: bool = False,
 ) -> Any:
     """Make a task of a function: `@task`, or `@task("name", ...)` with settings.
 
@@ -168,6 +172,9 @@ def task(
         timeout: How long one run may take, unless the job says otherwise.
         executor: "process" runs it in a process of its own, for code that computes for long, may crash, or must be
             stoppable; left out, `async def` runs in the event loop and `def` in a thread.
+        batch: The payload is a list of items (annotate it as `list[...]`), each of which can fail by itself: return None
+            when all are done, or a list with a result for each item, in their order. An exception there, or an awaitable
+            that raises one, is an item that failed; the job then runs again with those alone.
 
     Raises:
         InvalidJob: A setting cannot be.
@@ -175,7 +182,7 @@ def task(
     """
     if callable(identifier):
         return _Decorator(None, {})(identifier)
-    settings = {"retry_policy": retry_policy, "max_attempts": max_attempts, "timeout": timeout}
+    settings = {"retry_policy": retry_policy, "max_attempts": max_attempts, "timeout": timeout, "batch": batch}
     return _Decorator(identifier, settings, executor)
 
 

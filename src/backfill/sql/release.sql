@@ -1,10 +1,13 @@
 -- fragment: fail_again
 -- What a failure does to an entry `q` that is there already: it is here, with the newest of everything; what that replaces
--- goes into its history. `excluded` is the entry as it would be if it were new.
+-- goes into its history. Items of a batch that join others of the same key replace nothing. `excluded` is the entry as it would be if it were new.
 requeued_job_id = null,
          original_job_id = excluded.original_job_id,
          task_identifier = excluded.task_identifier,
-         payload = excluded.payload,
+         payload = case when q.requeued_job_id is null
+                         and jsonb_typeof(q.payload) = 'array' and jsonb_typeof(excluded.payload) = 'array'
+                        then q.payload || excluded.payload  -- as in the queue: arrays under one key add up
+                        else excluded.payload end,
          queue_name = excluded.queue_name,
          priority = excluded.priority,
          max_attempts = excluded.max_attempts,
@@ -20,6 +23,8 @@ requeued_job_id = null,
            || case when q.task_identifier is distinct from excluded.task_identifier
                    then jsonb_build_object('task_identifier', q.task_identifier) else '{}'::jsonb end
            || case when q.payload is distinct from excluded.payload
+                    and (q.requeued_job_id is not null
+                         or jsonb_typeof(q.payload) <> 'array' or jsonb_typeof(excluded.payload) <> 'array')
                    then jsonb_build_object('payload', q.payload) else '{}'::jsonb end)
 
 -- fragment: dead_letter_move
@@ -228,14 +233,24 @@ select (select count(*) from gone) as released,
 -- `permanent` (the error can't be retried), `exhausted`, else `retry` after the delay. With $11 false (the dead letter
 -- queue is off, or refused the row) a job that failed for good stays in the queue, used up and unlocked. `refused`: a trigger
 -- of the user's kept the entry from being stored; the job is as it was.
+-- $12 are payloads that take the place of the rows' (what is left of a batch), null where there is none.
+-- What is added under the key of an array while it runs comes on top of it and replaces nothing: such a job, whose key
+-- ($13) another array has now, is retried without the key, its attempts counted from the claim's ($14).
 -- takes: queue_ids int4[], queue_tokens text[]
 -- takes: job_ids int8[], tokens text[], keyed bool[], messages text[], errors text[], retryable bool[], delays float8[]
--- takes: moved_by text, bury bool
+-- takes: moved_by text, bury bool, payloads text[], keys text[], runs int2[]
 -- gives: job_id int8, verdict text, wait_seconds float8, dlq_id int8, attempts int2, max_attempts int2, freed int8
 with held as materialized (
-  select found.*, given.keyed, given.message, given.error, given.retryable
-    from unnest($3::int8[], $4::text[], $5::bool[], $6::text[], $7::text[], $8::bool[])
-         as given(job, token, keyed, message, error, retryable)
+  select found.*, given.keyed, given.message, given.error, given.retryable, given.payload::json as left_over,
+         case when given.key is not null and found.key is null and exists (
+                select 1
+                  from graphile_worker._private_jobs as successor
+                 where successor.key = given.key
+                   and json_typeof(successor.payload) = 'array')
+              then least(found.attempts, given.run)
+         end as added_to_in
+    from unnest($3::int8[], $4::text[], $5::bool[], $6::text[], $7::text[], $8::bool[], $12::text[], $13::text[], $14::int2[])
+         as given(job, token, keyed, message, error, retryable, payload, key, run)
    cross join lateral (
      select jobs.*
        from graphile_worker._private_jobs as jobs
@@ -245,10 +260,10 @@ with held as materialized (
    ) as found
 ),
 judged as materialized (
-  select held.*,
-         case when held.keyed and held.key is null then 'superseded'
+  select held.*, coalesce(held.added_to_in, held.attempts) as runs,
+         case when held.keyed and held.key is null and held.added_to_in is null then 'superseded'
               when not held.retryable then 'permanent'
-              when held.attempts >= held.max_attempts then 'exhausted'
+              when coalesce(held.added_to_in, held.attempts) >= held.max_attempts then 'exhausted'
               else 'retry'
          end as verdict
     from held
@@ -258,6 +273,8 @@ retried as (
      set locked_at = null,
          locked_by = null,
          last_error = ($6::text[])[array_position($3::int8[], jobs.id)],
+         payload = coalesce(($12::text[])[array_position($3::int8[], jobs.id)]::json, jobs.payload),
+         attempts = least(jobs.attempts, ($14::int2[])[array_position($3::int8[], jobs.id)]),
          run_at = greatest(now(), jobs.run_at) + ($9::float8[])[array_position($3::int8[], jobs.id)] * interval '1 second'
    where jobs.id = any(array(select judged.id from judged where judged.verdict = 'retry'))
   returning jobs.id, extract(epoch from jobs.run_at - clock_timestamp())::float8 as wait_seconds
@@ -267,18 +284,20 @@ kept as (
      set locked_at = null,
          locked_by = null,
          last_error = ($6::text[])[array_position($3::int8[], jobs.id)],
+         payload = coalesce(($12::text[])[array_position($3::int8[], jobs.id)]::json, jobs.payload),
          attempts = greatest(jobs.attempts, jobs.max_attempts)
    where jobs.id = any(array(select judged.id from judged where judged.verdict <> 'retry' and not $11::bool))
   returning jobs.id
 ),
 dead as materialized (
   select judged.id, coalesce(tasks.identifier, format('unknown task %s', judged.task_id)) as task_identifier,
-         queues.queue_name, judged.key, judged.payload, judged.priority, judged.max_attempts,
+         queues.queue_name, judged.key, coalesce(judged.left_over, judged.payload) as payload, judged.priority,
+         judged.max_attempts,
          judged.created_at, judged.run_at, judged.flags,
          case judged.verdict
            when 'superseded' then 'Job was superseded while running: its key was added again or removed'
            when 'permanent' then 'Job failed with an error that is not retried: ' || judged.message
-           else format('Job exceeded maximum retry attempts (%s/%s)', judged.attempts, judged.max_attempts)
+           else format('Job exceeded maximum retry attempts (%s/%s)', judged.runs, judged.max_attempts)
          end as reason,
          judged.error::jsonb as error,
          $10::text as moved_by
@@ -295,7 +314,7 @@ select judged.id as job_id,
        case when judged.verdict <> 'retry' and $11::bool and moved.dlq_id is null then 'refused'
             else judged.verdict end as verdict,
        retried.wait_seconds, moved.dlq_id,
-       judged.attempts, judged.max_attempts, (select count(*) from freed) as freed
+       judged.runs as attempts, judged.max_attempts, (select count(*) from freed) as freed
   from judged
   left join retried on retried.id = judged.id
   left join moved on moved.job_id = judged.id
@@ -304,11 +323,21 @@ select judged.id as job_id,
 -- Gives back jobs that were claimed but not run to their end by a worker that goes on or leaves: the attempt is refunded
 -- and somebody is told. A job that was superseded meanwhile has nothing left to do and goes; one that had come out of the
 -- dead letter queue was not done, so its entry is back.
+-- An array to which others were added under its key ($7; $8 are the claims' attempts) has not been replaced: while another
+-- array has the key, it goes back without it; when none has any more, the key's next job has run or was removed, nobody knows
+-- which, and it stays as used up.
 -- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[], keyed bool[], delays float8[]
+-- takes: keys text[], runs int2[]
 -- gives: released int8, freed int8
 with held as materialized (
-  select found.id, given.keyed and found.key is null as superseded
-    from unnest($3::int8[], $4::text[], $5::bool[]) as given(id, token, keyed)
+  select found.id,
+         case when not given.keyed or found.key is not null then 'back'
+              when given.key is null then 'gone'
+              else coalesce((select case when json_typeof(successor.payload) = 'array' then 'back' else 'gone' end
+                               from graphile_worker._private_jobs as successor
+                              where successor.key = given.key), 'used up')
+         end as fate
+    from unnest($3::int8[], $4::text[], $5::bool[], $7::text[]) as given(id, token, keyed, key)
    cross join lateral (
      select jobs.id, jobs.key
        from graphile_worker._private_jobs as jobs
@@ -319,7 +348,7 @@ with held as materialized (
 ),
 gone as (
   delete from graphile_worker._private_jobs as jobs
-   where jobs.id = any(array(select held.id from held where held.superseded))
+   where jobs.id = any(array(select held.id from held where held.fate = 'gone'))
   returning jobs.id
 ),
 back as (
@@ -329,11 +358,12 @@ back as (
 ),
 returned as (
   update graphile_worker._private_jobs as jobs
-     set attempts = greatest(0, jobs.attempts - 1),
+     set attempts = case when jobs.id = any(array(select held.id from held where held.fate = 'used up')) then jobs.attempts
+                         else greatest(0, least(jobs.attempts, ($8::int2[])[array_position($3::int8[], jobs.id)]) - 1) end,
          locked_at = null,
          locked_by = null,
          run_at = greatest(jobs.run_at, now() + nullif(($6::float8[])[array_position($3::int8[], jobs.id)], 0) * interval '1 second')
-   where jobs.id = any(array(select held.id from held where not held.superseded))
+   where jobs.id = any(array(select held.id from held where held.fate <> 'gone'))
   returning jobs.run_at
 ),
 -- include: free_queues

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from backfill.errors import ConfigurationError
 from backfill.model import Job, Task
+from backfill.worker.batch import ItemsFailedError, settle_items
 from backfill.worker.classify import describe, detail, is_retryable
 from backfill.worker.context import WorkerContext
 from backfill.worker.handler import Handler, make_handler
@@ -157,11 +158,19 @@ def _run(order: Run) -> Ended:
         handler = handler_of(order.module, order.name)
         arguments = handler.arguments(order.job.payload_text, lambda: ProcessContext(order.job, order.worker_id))
         result = handler.function(*arguments)
-        if inspect.iscoroutine(result):
+        if handler.is_batch:
+            asyncio.run(settle_items(order.job.payload_text, result))
+        elif inspect.iscoroutine(result):
             asyncio.run(result)
     except (Exception, SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:  # noqa: BLE001 - it fails this job
         more = {"attempt": order.job.attempts, "max_attempts": order.job.max_attempts, "worker_id": order.worker_id}
-        return Ended(failed=True, message=describe(error), detail=detail(error, **more), retryable=is_retryable(error))
+        return Ended(
+            failed=True,
+            message=describe(error),
+            detail=detail(error, **more),
+            retryable=is_retryable(error),
+            payload=error.payload if isinstance(error, ItemsFailedError) else None,
+        )
     return Ended()
 
 

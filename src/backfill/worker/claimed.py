@@ -1,8 +1,9 @@
 """A claimed job on its way through the worker, and how its run ended."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
@@ -11,6 +12,9 @@ from backfill.model import Extras, Job, decode_flags_text, has_extras
 if TYPE_CHECKING:
     from backfill.worker.handler import Handler
     from backfill.worker.lane import Lane
+
+
+_ARRAY: Final = re.compile(r"\s*\[")
 
 
 class Claimed:
@@ -73,6 +77,11 @@ class Claimed:
         return self._extras
 
     @property
+    def adds_up(self) -> bool:
+        """Whether it is an array under a key: what is added under the key while it runs then comes on top of it."""
+        return self.keyed and _ARRAY.match(self.row[8]) is not None
+
+    @property
     def attempt(self) -> int:
         """Which run this is, from 1."""
         attempts: int = self.row["attempts"]
@@ -112,12 +121,14 @@ class Failure:
         detail: For the dead letter: a JSON object with type, message, traceback and more.
         retryable: Whether trying again may help.
         delay: Seconds until the next try, if there is one.
+        payload: The JSON that the payload becomes: what of a batch is left to do. None leaves it as it is.
     """
 
     message: str
     detail: str
     retryable: bool
     delay: float
+    payload: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from backfill.errors import ConfigurationError
 from backfill.model import Task, TaskHandler, TaskOptions, options_of, payload_decoder
+from backfill.worker.batch import items_decoder
 from backfill.worker.context import WorkerContext
 
 _CONTEXT_NAMES: Final = {"WorkerContext", "backfill.WorkerContext"}  # as written under `if TYPE_CHECKING`
@@ -21,11 +22,22 @@ class Handler:
         function: What is called; a coroutine function unless ``in_thread``.
         in_thread: Whether it is a plain function, to be run in a thread.
         in_process: Its module and its name there, if it is to be run in a process.
+        is_batch: Whether the payload is a list of items, each of which can fail by itself.
         decode: From the payload's JSON text to the value that the function takes; None when it takes none.
         shape: The function's parameters in order: ``payload`` and ``context``, each at most once.
     """
 
-    __slots__ = ("decode", "function", "identifier", "in_process", "in_thread", "options", "shape", "timeout")
+    __slots__ = (
+        "decode",
+        "function",
+        "identifier",
+        "in_process",
+        "in_thread",
+        "is_batch",
+        "options",
+        "shape",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -38,6 +50,7 @@ class Handler:
         shape: tuple[str, ...],
     ) -> None:
         self.options = options
+        self.is_batch = options.batch
         self.identifier = options.identifier
         self.timeout = options.timeout.total_seconds() if options.timeout is not None else None
         self.function = function
@@ -89,12 +102,14 @@ def _of_function(defined: Task[Any], options: TaskOptions) -> Handler:
         if kind == "payload":
             payload_type = Any if annotation is parameter.empty else annotation
         shape.append(kind)
+    if options.batch and "payload" not in shape:
+        raise ConfigurationError(f"{where}: a batch task takes its items: give it a parameter annotated as list[...]")
     return Handler(
         options,
         defined.fn,
         in_thread=defined.executor == "thread",
         in_process=_importable(defined, where) if defined.executor == "process" else None,
-        decode=_decoder(payload_type, where) if "payload" in shape else None,
+        decode=_decoder(payload_type, where, batch=options.batch) if "payload" in shape else None,
         shape=tuple(shape),
     )
 
@@ -127,9 +142,9 @@ def _importable(defined: Task[Any], where: str) -> tuple[str, str]:
     return module, name
 
 
-def _decoder(payload_type: Any, where: str) -> Callable[[str], Any]:
+def _decoder(payload_type: Any, where: str, *, batch: bool = False) -> Callable[[str], Any]:
     try:
-        return payload_decoder(payload_type)
+        return items_decoder(payload_type) if batch else payload_decoder(payload_type)
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from error
 

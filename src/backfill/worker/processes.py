@@ -57,6 +57,7 @@ class FailedInProcessError(WorkerError):
         message: For ``last_error``.
         detail: For the dead letter, a JSON object.
         retryable: Whether trying again may help.
+        payload: What of a batch is left to do.
     """
 
     def __init__(self, ended: Ended) -> None:
@@ -64,6 +65,7 @@ class FailedInProcessError(WorkerError):
         self.message = ended.message
         self.detail = ended.detail
         self.retryable = ended.retryable
+        self.payload = ended.payload
 
 
 class Processes:

@@ -175,6 +175,7 @@ class Releaser:
             args += (
                 [job.keyed for job, _ in group],
                 [outcome.delay if isinstance(outcome, HandBack) else 0.0 for _, outcome in group],
+                *_added_to(group),
             )
         row = (await self._link.fetch(statement, *args))[0]
         whole = (row["released"], row["freed"]) == (len(group), queues)
@@ -192,6 +193,8 @@ class Releaser:
             [failure.delay for failure in failures],
             self._worker_id,
             bury,
+            [failure.payload for failure in failures] if any(failure.payload for failure in failures) else None,
+            *_added_to(group),
         )
         freed = rows[0]["freed"] if rows else 0
         verdicts = {row["job_id"]: row for row in rows if row["verdict"] != "refused"}
@@ -318,6 +321,13 @@ def _common(group: Sequence[Settled]) -> tuple[Any, ...]:
         [job.id for job, _ in group],
         [job.token for job, _ in group],
     )
+
+
+def _added_to(group: Sequence[Settled]) -> tuple[list[str | None] | None, list[int] | None]:
+    """Key and attempt of each job whose successor would only add to it; None for both where there is none, as mostly."""
+    if not any(job.adds_up for job, _ in group):
+        return None, None
+    return [job.row[3] if job.adds_up else None for job, _ in group], [job.attempt for job, _ in group]
 
 
 def _fields(job: Claimed) -> dict[str, Any]:

@@ -8,6 +8,7 @@ How a run ends, and what becomes of it:
 * returned: completed.
 * its deadline had passed: the handler is not called; failed, and not worth another try.
 * raised: failed; `classify` says whether it is worth another try.
+* some items of a batch failed: failed, and the payload becomes those items; see ``batch``.
 * time-out: the handler is cancelled. When it has ended it counts as failed, and as worth another try. A handler that
   swallows the cancellation, or a thread, can't be made to end: the slot waits for it and the job stays claimed, since a
   job that still runs must not start elsewhere. A process is killed.
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backfill.errors import WorkerError
 from backfill.model import graphile_delay
+from backfill.worker.batch import ItemsFailedError, has_no_items, settle_items
 from backfill.worker.claimed import Claimed, Failure, HandBack, Outcome
 from backfill.worker.classify import describe, detail, is_retryable
 from backfill.worker.context import WorkerContext
@@ -150,6 +152,8 @@ class Slot:
         reason, self._cancelled_for = self._cancelled_for, None
         if outcome is None or (reason is None and not self._is_stopping()):
             return outcome
+        if isinstance(outcome, Failure) and outcome.payload is not None:
+            return outcome  # it ended all the same, and which of its items are done is known
         if reason == "lost":
             logger.warning("job %d (%s) was cancelled: its claim had been taken away", job.id, job.handler.identifier)
         return HandBack(RETURN_DELAY)
@@ -176,23 +180,28 @@ class Slot:
     def _begin(self, job: Claimed) -> Any:
         """What is to be awaited for the run of a job."""
         handler = job.handler
+        if handler.is_batch and has_no_items(job.row[8]):
+            return _nothing()
         if handler.in_process is not None:
             return self._processes.run(Run(*handler.in_process, job.job(), self._worker_id))
         arguments = handler.arguments(job.row[8], lambda: WorkerContext(job, self._client, self._worker_id))
         if handler.in_thread:
-            return self._in_thread(job, handler.function, arguments)
-        return _InContext(handler.function(*arguments))
+            run: Any = self._in_thread(job, handler.function, arguments)
+            return settle_items(job.row[8], run) if handler.is_batch else run
+        run = handler.function(*arguments)
+        return _InContext(settle_items(job.row[8], run) if handler.is_batch else run)
 
     def _failure(self, job: Claimed, error: BaseException) -> Failure:
         attempt = job.attempt
         policy = job.extras.retry_policy or job.handler.options.retry_policy
         delay = graphile_delay(attempt) if policy is None else policy.backoff(attempt - 1).total_seconds()
         if isinstance(error, FailedInProcessError):
-            return Failure(error.message, error.detail, error.retryable, delay)
+            return Failure(error.message, error.detail, error.retryable, delay, error.payload)
         more = {"attempt": attempt, "max_attempts": job.row["max_attempts"], "worker_id": self._worker_id}
-        return Failure(describe(error), detail(error, **more), is_retryable(error), delay)
+        left = error.payload if isinstance(error, ItemsFailedError) else None
+        return Failure(describe(error), detail(error, **more), is_retryable(error), delay, left)
 
-    async def _in_thread(self, job: Claimed, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    async def _in_thread(self, job: Claimed, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Run a plain function in a thread and wait for its end, however often this is cancelled meanwhile."""
         context = contextvars.copy_context()
         future = asyncio.get_running_loop().run_in_executor(self._threads, context.run, _call, function, arguments)
@@ -210,9 +219,10 @@ class Slot:
                     )
             except BaseException:  # noqa: BLE001 - raised again below, by result()
                 break
-        future.result()
+        result = future.result()
         if cancelled is not None and self._cancelled_for is None:
             raise cancelled
+        return result
 
 
 class _InContext:
@@ -243,9 +253,13 @@ class _InContext:
                 step, value = self._coroutine.throw, error
 
 
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+async def _nothing() -> None:
+    """The run of a batch without items."""
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     try:
-        function(*arguments)
+        return function(*arguments)
     except (StopIteration, GeneratorExit) as error:  # which mean something else to whoever waits for the thread
         raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 

@@ -47,6 +47,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     message: str = ""
     detail: str = ""
     retryable: bool = True
+    payload: str | None = None
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
