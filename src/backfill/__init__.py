@@ -10,6 +10,7 @@ from backfill.client import (
     enqueue_fast_with_retries,
     enqueue_serial,
 )
+from backfill.cron import CronItem, parse_crontab
 from backfill.errors import BackfillError, WorkerError
 from backfill.hooks import HookRegistry, Plugin
 from backfill.model import (
@@ -38,6 +39,7 @@ __all__ = [
     "AlreadyInProgress",
     "BackfillClient",
     "BackfillError",
+    "CronItem",
     "DlqEdit",
     "DlqFilter",
     "DlqJob",
@@ -68,5 +70,6 @@ __all__ = [
     "enqueue_fast",
     "enqueue_fast_with_retries",
     "enqueue_serial",
+    "parse_crontab",
     "task",
 ]

@@ -5,7 +5,8 @@ whether another attempt can help. The arguments of an error are kept as attribut
 pickled and compared by what they are about, not by their words.
 """
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 
 class BackfillError(Exception):
@@ -36,8 +37,55 @@ class DatabaseError(BackfillError):
         self.in_doubt = in_doubt
 
 
+@dataclass(frozen=True, slots=True)
+class CrontabProblem:
+    """One thing that is wrong with a crontab or a cron item.
+
+    Attributes:
+        expected: What should stand there.
+        found: What does; empty when the other words say it.
+        line: The line, counted from 1; None for an item that was made in code.
+        column: The character of the line, counted from 1; None with the line.
+        length: How many characters it is about.
+        text: The line itself.
+    """
+
+    expected: str
+    found: str
+    line: int | None = None
+    column: int | None = None
+    length: int = 1
+    text: str = ""
+
+    def __str__(self) -> str:
+        said = f"expected {self.expected}, found {self.found}" if self.found else self.expected
+        if self.line is None or self.column is None:
+            return said
+        start = max(0, self.column - 1 - 60)  # of a long line, what is around the place
+        cut = self.text[start : start + 120].translate(_BLANKS).rstrip()
+        marks = "^" * max(1, min(self.length, len(cut) - (self.column - 1 - start)))
+        return f"line {self.line}, column {self.column}: {said}\n  {cut}\n  {' ' * (self.column - 1 - start)}{marks}"
+
+
+_BLANKS: Final = dict.fromkeys((*range(32), 127), " ")
+
+
 class CrontabError(BackfillError):
-    """A crontab line that cannot be read; the message quotes it and says where."""
+    """A crontab, or an item made in code, that cannot be; each wrong line is named with the place and what was expected.
+
+    Parameters:
+        problems: All that is wrong, in the order of the lines; of each line the first thing.
+    """
+
+    def __init__(self, *problems: CrontabProblem) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            only = self.problems[0]
+            return f"bad cron item: {only}" if only.line is None else f"bad crontab: {only}"
+        return f"bad crontab, {len(self.problems)} problems:\n" + "\n".join(map(str, self.problems))
 
 
 class JobScheduleSkipped(BackfillError):  # noqa: N818 - a name of the public surface

@@ -6,6 +6,8 @@ import backfill.errors as errors_module
 from backfill.errors import (
     AlreadyInProgressError,
     BackfillError,
+    CrontabError,
+    CrontabProblem,
     DlqEntryNotFound,
     InvalidJob,
     KeyInUse,
@@ -33,7 +35,7 @@ def test_every_error_is_a_backfill_error() -> None:
     classes = [
         item
         for item in vars(errors_module).values()
-        if isinstance(item, type) and item.__module__ == errors_module.__name__
+        if isinstance(item, type) and issubclass(item, Exception) and item.__module__ == errors_module.__name__
     ]
     assert len(classes) == 9 + 1 + 12
     assert all(issubclass(item, BackfillError) for item in classes)
@@ -51,6 +53,10 @@ def test_a_refused_job_can_be_caught_as_a_value_error() -> None:
         (DlqEntryNotFound(7, 99), ["entry 7", "job 99"]),
         (KeyInUse("user:1"), ["'user:1'", "another job"]),
         (KeyInUse("user:1", 12, 7), ["'user:1'", "job 12", "entry 7"]),
+        (
+            CrontabError(CrontabProblem("hours", "'24'", 3, 3, 2, "* 24 * * * x")),
+            ["line 3, column 3", "found '24'", "    ^^"],
+        ),
         (AlreadyInProgressError("user:1"), ["'user:1'", "unsafe_dedupe"]),
     ],
 )

@@ -1,0 +1,19 @@
+"""Cron: jobs that are added at set times, by Graphile Worker's crontabs or by items made in code."""
+
+from backfill.cron.item import CronItem, MissedRuns
+from backfill.cron.match import CronMoment, CronPattern
+from backfill.cron.parse import CrontabLine, parse_crontab, parse_lines
+from backfill.cron.words import describe
+from backfill.cron.write import crontab_line
+
+__all__ = [
+    "CronItem",
+    "CronMoment",
+    "CronPattern",
+    "CrontabLine",
+    "MissedRuns",
+    "crontab_line",
+    "describe",
+    "parse_crontab",
+    "parse_lines",
+]
