@@ -204,6 +204,7 @@ WRONG = [
     ("* * * * * task {a:'\\u00g0'}", 20, "expected the hexadecimal digits of \\u in the payload, found '\\\\'"),
     ("* * * * * task {a:'\\1'}", 20, "expected an escape that JSON5 knows in the payload, found '\\\\'"),
     ("* * * * * task {a:'\\0'}", 19, "expected a string without NUL, which PostgreSQL cannot store, in the payload, found \"'\""),
+    ("* * * * * task {a: 'b\u2028c'}", 22, "expected no line break in the payload, found '\\u2028'"),
     ("* * * * * task {/* }", 17, "expected the end of the comment, */, in the payload, found '/'"),
     (
         "@reboot task",

@@ -9,14 +9,15 @@ from typing import Any, Final
 
 from backfill.cron.fields import BLANK, Misfit
 
-_SPACE: Final = re.compile(rf"(?:{BLANK}|/\*.*?\*/|//[^\n\r\u2028\u2029]*)*", re.DOTALL)
+_LINE_END: Final = re.compile("[\\r\u2028\u2029]")
+_SPACE: Final = re.compile(rf"(?:{BLANK}|/\*.*?\*/|//.*)*", re.DOTALL)
 _NUMBER: Final = re.compile(
     r"[+-]?(?:0[xX](?P<hex>[0-9a-fA-F]+)|(?P<odd>Infinity|NaN)"
     r"|(?P<decimal>(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?))"
 )
 _WORDS: Final = {"true": True, "false": False, "null": None}
 _NAME: Final = re.compile(r"(?:[\w$\u200c\u200d]|\\u[0-9a-fA-F]{4})+")
-_PLAIN: Final = {'"': re.compile(r'[^"\\\n\r]*'), "'": re.compile(r"[^'\\\n\r]*")}
+_PLAIN: Final = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
 _ESCAPES: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _HEX: Final = {"x": re.compile(r"[0-9a-fA-F]{2}"), "u": re.compile(r"[0-9a-fA-F]{4}")}
 _DEEPEST: Final = 200
@@ -30,6 +31,9 @@ def parse_object(text: str, at: int) -> dict[str, Any]:
         Misfit: It is no JSON5 object, or something follows it.
     """
     reader = _Reader(text, at)
+    line_end = _LINE_END.search(text, at, len(text.rstrip()))
+    if line_end is not None:  # what JavaScript takes for one
+        raise reader.misfit("no line break", line_end.start())
     value = reader.value()
     reader.skip()
     if not isinstance(value, dict) or reader.at < len(text):
@@ -145,8 +149,6 @@ class _Reader:
 
     def escape(self) -> str:
         began = self.at
-        if self.text[began] != "\\":
-            raise self.misfit("no line break in a string")
         letter = self.text[began + 1 : began + 2]
         self.at += 2
         if letter in _HEX:
@@ -159,7 +161,7 @@ class _Reader:
             return "\x00"
         if letter.isascii() and letter.isdigit():
             raise self.misfit("an escape that JSON5 knows", began)
-        return "" if letter in "\u2028\u2029" else _ESCAPES.get(letter, letter)
+        return _ESCAPES.get(letter, letter)
 
 
 # In a key, what Python's identifiers lack.
