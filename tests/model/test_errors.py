@@ -37,7 +37,7 @@ def test_every_error_is_a_backfill_error() -> None:
         for item in vars(errors_module).values()
         if isinstance(item, type) and issubclass(item, Exception) and item.__module__ == errors_module.__name__
     ]
-    assert len(classes) == 9 + 1 + 12
+    assert len(classes) == 11 + 1 + 12
     assert all(issubclass(item, BackfillError) for item in classes)
 
 
