@@ -2,13 +2,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
 
-from backfill.db import Listener, connect
+from backfill.db import Listener, Session, connect
 from backfill.db.listen import _pause
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ LIMIT = 30.0
 class Ears:
     """A listener, what it heard, and its connections."""
 
-    def __init__(self, opener: Callable[[], Awaitable[asyncpg.Connection]], **options: float) -> None:
+    def __init__(self, opener: Callable[[], Awaitable[Session]], **options: Any) -> None:
         self.heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self.ups = 0
         self.came_up = asyncio.Event()
@@ -29,7 +29,7 @@ class Ears:
         self._opener = opener
         self.listener = Listener(self._open, [CHANNEL], self._hear, on_up=self._up, **options)
 
-    async def _open(self) -> asyncpg.Connection:
+    async def _open(self) -> Session:
         connection = await self._opener()
         self.connections.append(connection)
         return connection
@@ -49,7 +49,7 @@ class Ears:
 
 
 @contextlib.asynccontextmanager
-async def listening(opener: Callable[[], Awaitable[asyncpg.Connection]], **options: float) -> AsyncIterator[Ears]:
+async def listening(opener: Callable[[], Awaitable[Session]], **options: Any) -> AsyncIterator[Ears]:
     ears = Ears(opener, **options)
     await ears.listener.start()
     try:
@@ -115,7 +115,7 @@ async def test_it_comes_back_after_its_backend_is_ended(empty_db: "Database", ca
 async def test_it_keeps_trying_to_connect(empty_db: "Database") -> None:
     attempts = 0
 
-    async def opener() -> asyncpg.Connection:
+    async def opener() -> Session:
         nonlocal attempts
         attempts += 1
         if attempts == 2:
@@ -207,7 +207,7 @@ async def test_a_half_open_connection_is_found_out(empty_db: "Database") -> None
     async with Wire(empty_db.dsn) as wire, Wire(empty_db.dsn) as another:
         wires = [wire, another]
 
-        async def opener() -> asyncpg.Connection:
+        async def opener() -> Session:
             return await connect(wires.pop(0).dsn)
 
         async with listening(opener, check_interval=0.05, check_timeout=0.3) as ears:

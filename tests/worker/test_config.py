@@ -35,6 +35,7 @@ def test_defaults_in_code() -> None:
     assert config.dlq_processor_interval == timedelta(seconds=60)
     assert config.shutdown_timeout == timedelta(seconds=30)
     assert not config.log_jobs
+    assert config.listen_url is None
 
 
 def test_code_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +216,9 @@ def test_numbers_come_back_as_given(fast: int, bulk: int, dead: int, poll: int) 
     )
     assert config.concurrency == fast + bulk + dead
     assert config.poll_interval == timedelta(milliseconds=poll)
+
+
+def test_an_address_to_listen_at_comes_from_the_environment() -> None:
+    assert from_env().listen_url is None
+    assert from_env(BACKFILL_LISTEN_URL="").listen_url is None
+    assert from_env(BACKFILL_LISTEN_URL="postgresql://direct/jobs").listen_url == "postgresql://direct/jobs"

@@ -67,6 +67,7 @@ def _range(text: str) -> tuple[int, int]:
 @click.option("--concurrency", metavar="N", type=click.IntRange(1, 10_000), help="One lane of N slots for all jobs.")
 @click.option("--lane", "lanes", type=LaneType(), multiple=True, help="A lane; repeatable. See below.")
 @click.option("--processes", metavar="N", type=click.IntRange(1, 1000), help="N such workers, each a process.")
+@click.option("--listen-url", metavar="URL", help="To be notified at, if DATABASE_URL is a pooler's.")
 @click.option("--poll-interval", type=DURATION, help="Between looks at the database while LISTEN is down. [200ms]")
 @click.option("--shutdown-timeout", type=DURATION, help="How long a stop may take in all.  [30s]")
 @click.option("--forbid-flag", "forbidden_flags", metavar="NAME", multiple=True, help="Leave such jobs; repeatable.")
@@ -137,7 +138,7 @@ def _config(cli: Cli, url: str | None, options: dict[str, Any]) -> WorkerConfig:
         given["queue_configs"] = [QueueConfig.default_queue(options["concurrency"])]
     elif options["lanes"]:
         given["queue_configs"] = options["lanes"]
-    for name in ("poll_interval", "shutdown_timeout"):
+    for name in ("poll_interval", "shutdown_timeout", "listen_url"):
         if options[name] is not None:
             given[name] = options[name]
     if options["forbidden_flags"]:

@@ -8,6 +8,8 @@ failover has left us on a server that nobody writes to. So hearing is proven, no
 * **unproven**: connected, LISTEN sent. The proof: ``pg_listening_channels()`` names every channel, and a NOTIFY with a
   random payload, sent on this connection to a channel of its own, comes back in time.
 * **proven**: up, until the connection ends or the proof, repeated every ``check_interval``, fails. Then it is down.
+* **hopeless**: a connection pooler is in between, where LISTEN is of no use: in transaction mode it belongs to a session of the
+  server that others use in turn, and may even seem to work. Nothing is tried any more.
 
 A notification sent while it was not proven may be lost, so on each way up ``on_up`` is called for the caller to look for
 itself. Polling must never depend on this class alone.
@@ -18,12 +20,12 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
-import asyncpg
-
-from backfill.db.errors import DRIVER_ERRORS, is_connection_error
+from backfill.db.errors import DRIVER_ERRORS
+from backfill.db.limits import LISTEN
+from backfill.db.session import Session
 from backfill.errors import DatabaseError
 from backfill.sql import text
 
@@ -31,26 +33,27 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE: Final = 0.1  # seconds
 _LONGEST_PAUSE: Final = 10.0
-_CLOSE_TIMEOUT: Final = 2.0
 
 
 class Listener:
     """Listens on some channels through a connection of its own, for as long as it is open.
 
     Attributes:
+        hopeless: Whether it has given up, since there is a pooler in between.
         proven: Whether notifications are known to arrive now.
         connected_count: How often it came up, the first time included.
     """
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]],
+        connect: Callable[[], Awaitable[Session]],
         channels: Sequence[str],
         on_notify: Callable[[str, str], None],
         *,
+        send: Callable[[str, str], Awaitable[None]] | None = None,
         on_up: Callable[[], None] | None = None,
         check_interval: float = 30.0,
-        check_timeout: float = 5.0,
+        check_timeout: float = LISTEN.seconds,
     ) -> None:
         """Prepare it; ``start`` begins.
 
@@ -58,13 +61,17 @@ class Listener:
             connect: Makes a new connection that this object then owns.
             channels: The channels to listen on.
             on_notify: Called with channel and payload of each notification. It must not block.
+            send: Sends a notification with that channel and payload by the way that those of others come, where that is not the
+                connection's own: then one of these has to arrive as well before it counts as proven.
             on_up: Called each time the connection has been proven anew.
             check_interval: Seconds between proofs.
             check_timeout: Seconds that a proof may take.
         """
         self.proven = False
+        self.hopeless = False
         self.connected_count = 0
         self._connect = connect
+        self._send = send
         self._channels = tuple(channels)
         self._on_notify = on_notify
         self._on_up = on_up
@@ -98,6 +105,10 @@ class Listener:
             came_up = self.connected_count
             try:
                 await self._hold(await self._connect())
+            except _HopelessError as error:
+                self.hopeless = True
+                logger.warning("%s", error)
+                return
             except (DatabaseError, *DRIVER_ERRORS) as error:
                 log = logger.warning if self.connected_count > came_up or failures == 0 else logger.debug
                 log("LISTEN is down, polling goes on; will connect again: %s", str(error) or type(error).__name__)
@@ -106,15 +117,21 @@ class Listener:
             failures = 0 if self.connected_count > came_up else failures + 1
             await asyncio.sleep(_pause(failures))
 
-    async def _hold(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    async def _hold(self, connection: Session) -> None:
         """Listen on the connection until it ends; always raises, and always closes it."""
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: self._lost(ended))
         try:
+            if connection.has_pooler:
+                raise _HopelessError(
+                    "notifications do not come through a connection pooler: looking for jobs by polling alone. To be woken at"
+                    " once, give a direct address to listen at: --listen-url, BACKFILL_LISTEN_URL or WorkerConfig.listen_url"
+                )
             async with asyncio.timeout(self._check_timeout):
                 for channel in (*self._channels, self._own_channel):
                     await connection.add_listener(channel, self._heard)
             await self._prove(connection)
+            await self._prove_others()
             self._up()
             while True:
                 # Not wait_for, which on Python 3.11 loses a cancellation that comes as the event is set.
@@ -126,28 +143,49 @@ class Listener:
                 await self._prove(connection)
         finally:
             self._down()
-            await _close(connection)
+            await connection.leave()
 
-    async def _prove(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    async def _prove(self, connection: Session) -> None:
         """Return if notifications arrive on the connection.
 
         Raises:
             DatabaseError: They do not.
         """
+        async with self._awaited("a notification did not come back") as payload:
+            heard = await connection.fetchval(text("prove_listen", ""), self._own_channel, payload)
+            deaf = {*self._channels, self._own_channel} - set(heard)
+            if deaf:
+                raise DatabaseError(
+                    f"the session does not listen on {', '.join(sorted(deaf))}: a pooler in transaction mode cannot"
+                    " carry LISTEN; give the worker a direct address",
+                )
+
+    async def _prove_others(self) -> None:
+        """Return if notifications arrive that are sent where those of others are.
+
+        Raises:
+            DatabaseError: They do not.
+        """
+        if self._send is not None:
+            lost = "a notification sent through the database URL did not arrive; does listen_url lead to the same database?"
+            async with self._awaited(lost) as payload:
+                await self._send(self._own_channel, payload)
+
+    @contextlib.asynccontextmanager
+    async def _awaited(self, lost: str) -> AsyncIterator[str]:
+        """A payload to send in the block, which ends when it has come back.
+
+        Raises:
+            DatabaseError: It took too long; the message begins with ``lost``.
+        """
         self._expected = secrets.token_hex(8)
         self._echo = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(self._check_timeout):
-                heard = await connection.fetchval(text("prove_listen", ""), self._own_channel, self._expected)
-                deaf = {*self._channels, self._own_channel} - set(heard)
-                if deaf:
-                    raise DatabaseError(
-                        f"the session does not listen on {', '.join(sorted(deaf))}: a pooler in transaction mode cannot"
-                        " carry LISTEN; give the worker a direct address",
-                    )
+                yield self._expected
                 await self._echo
         except TimeoutError as error:
-            raise DatabaseError(f"a notification did not come back within {self._check_timeout:g} s") from error
+            raise DatabaseError(f"{lost} (waited {self._check_timeout:g} s, limit {LISTEN.name})") from error
         finally:
             self._echo = None
 
@@ -181,10 +219,5 @@ def _pause(failures: int) -> float:
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
-async def _close(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    try:
-        await connection.close(timeout=_CLOSE_TIMEOUT)
-    except DRIVER_ERRORS as error:
-        if not is_connection_error(error):
-            logger.warning("closing the connection that listens: %s", error)
-        connection.terminate()
+class _HopelessError(Exception):
+    """Nothing can be heard here, now or later."""

@@ -30,6 +30,12 @@ where namespaces.nspname = $1::text
 select array(select pg_listening_channels()) as channels
 from (select pg_notify($1, $2)) as sent
 
+-- name: send_notification
+-- Sends a notification.
+-- takes: channel text, payload text
+-- gives: sent bool
+select pg_notify($1, $2) is not null as sent
+
 -- name: schema_facts
 -- What a schema consists of, one fact for each object, in words that do not depend on the schema's name.
 -- Needs an empty search_path, so that types of the schema come out qualified.

@@ -86,6 +86,8 @@ class WorkerConfig:
 
     Attributes:
         database_url: Where the database is, ``postgresql://…``.
+        listen_url: Another way to the same database, to listen at; None = ``database_url``. For when that leads through a
+            connection pooler, which does not carry notifications.
         schema: The schema that holds the jobs.
         queue_configs: The lanes; their concurrencies add up.
         poll_interval: Time between looks at the database while notifications are not known to arrive. While they are,
@@ -109,6 +111,7 @@ class WorkerConfig:
     dlq_processor_interval: timedelta | None = timedelta(seconds=60)
     shutdown_timeout: timedelta = timedelta(seconds=30)
     log_jobs: bool = False
+    listen_url: str | None = None
     forbidden_flags: ForbiddenFlags = None
 
     def __post_init__(self) -> None:
@@ -142,7 +145,7 @@ class WorkerConfig:
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
         """A configuration from environment variables.
 
-        Read are ``DATABASE_URL``, ``GRAPHILE_WORKER_SCHEMA``, ``FAST_QUEUE_CONCURRENCY`` (10, priorities below 0),
+        Read are ``DATABASE_URL``, ``BACKFILL_LISTEN_URL``, ``GRAPHILE_WORKER_SCHEMA``, ``FAST_QUEUE_CONCURRENCY`` (10, priorities below 0),
         ``BULK_QUEUE_CONCURRENCY`` (5, priorities from 0), ``DEAD_LETTER_QUEUE_CONCURRENCY`` (2, the serial queue
         ``dead_letter``; 0 = no such lane), ``POLL_INTERVAL_MS`` (200), ``SHUTDOWN_TIMEOUT_SECS`` (30),
         ``DLQ_PROCESSOR_INTERVAL_SECS`` (60; 0 = off) and ``BACKFILL_FORBIDDEN_FLAGS`` (names, with commas between). An
@@ -159,6 +162,7 @@ class WorkerConfig:
         values: dict[str, Any] = {
             "database_url": env.text("DATABASE_URL", ""),
             "schema": env.text("GRAPHILE_WORKER_SCHEMA", DEFAULT_SCHEMA),
+            "listen_url": env.text("BACKFILL_LISTEN_URL", "") or None,
             "poll_interval": timedelta(milliseconds=env.number("POLL_INTERVAL_MS", 200, least=1)),
             "shutdown_timeout": timedelta(seconds=env.number("SHUTDOWN_TIMEOUT_SECS", 30, least=1)),
             "dlq_processor_interval": (

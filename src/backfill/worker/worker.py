@@ -33,6 +33,7 @@ from backfill.db import (
     connect,
 )
 from backfill.errors import BackfillError
+from backfill.sql import text
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
 from backfill.worker.config import DEAD_LETTER_LANE, QueueConfig, WorkerConfig
@@ -85,6 +86,7 @@ class Worker:
             partial(self._connect, LISTEN),
             [CHANNEL],
             self._on_notify,
+            send=None if config.listen_url is None else self._send,
             on_up=self._on_up,
         )
         self.releaser = Releaser(
@@ -204,7 +206,13 @@ class Worker:
         """A connection for the purpose that the limit is for."""
         settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else {}
         named = {**settings, "application_name": f"{self.id}:{limit.name}"}
-        return await connect(self._config.database_url, limit=limit, settings=named)
+        own = self._config.listen_url if limit is LISTEN else None
+        return await connect(own or self._config.database_url, limit=limit, settings=named)
+
+    async def _send(self, channel: str, payload: str) -> None:
+        """Send a notification the way that those about jobs are sent."""
+        async with self._maintain() as connection:
+            await connection.fetchval(text("send_notification", self._config.schema), channel, payload)
 
     @contextlib.asynccontextmanager
     async def _maintain(self) -> AsyncIterator[Session]:
