@@ -10,7 +10,7 @@ import pytest
 
 from backfill import BackfillClient, JobSpec
 from backfill.client.notify import Notifier, notification
-from backfill.db import open_pool
+from backfill.db import Keeper, open_pool
 
 if TYPE_CHECKING:
     from tests.client.conftest import Heard, Raw
@@ -121,7 +121,7 @@ async def test_a_keyed_job_is_told_by_graphile_workers_own_function(patient: Bac
 async def test_what_is_counted_while_the_notification_is_sent_is_told_too(db: "Database", heard: "Heard") -> None:
     pool = await open_pool(db.dsn)
     try:
-        notifier = Notifier(pool, db.schema, interval=0.0)
+        notifier = Notifier(pool, db.schema, keeper=Keeper(pool), interval=0.0)
         for _ in range(3):
             notifier.count(2)
             await asyncio.gather(notifier.close(), *(_later(notifier) for _ in range(3)))
@@ -135,7 +135,7 @@ async def test_a_notification_that_cannot_be_sent_is_only_logged(
     db: "Database", caplog: pytest.LogCaptureFixture, heard: "Heard"
 ) -> None:
     pool = await asyncpg.create_pool(db.dsn, min_size=1, max_size=1)
-    notifier = Notifier(pool, db.schema, interval=0.0)
+    notifier = Notifier(pool, db.schema, keeper=Keeper(pool), interval=0.0)
     await pool.close()
     notifier.count(7)
     await notifier.close()

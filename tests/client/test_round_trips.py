@@ -1,8 +1,26 @@
 """What a job costs: one statement, with nothing before or after it."""
 
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
 
 from backfill import BackfillClient, JobSpec
+from backfill.db import Session
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+
+
+@pytest.fixture
+async def client(db: "Database") -> AsyncIterator[BackfillClient]:
+    """A client whose pool has but one connection, which is therefore not kept between two calls."""
+    async with (
+        asyncpg.create_pool(db.dsn, min_size=1, max_size=1, connection_class=Session) as pool,
+        BackfillClient(pool, db.schema) as client,
+    ):
+        yield client
 
 
 async def sent_by(client: BackfillClient, what: Any) -> list[str]:

@@ -5,9 +5,9 @@ creates the names that it has not seen before in front of that transaction, and 
 two still wait for each other, PostgreSQL ends one of them, which is then sent again from its beginning.
 """
 
+import asyncio
 import contextlib
-import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, Iterable
 from typing import Any, Final
 
 import asyncpg
@@ -17,7 +17,8 @@ from backfill.client.batch import Batch, Chunk, JobTuple, Keyed, keyed_args, par
 from backfill.client.enqueue import MOST_TRIES, add_by_function, build, inserted, lost_races, names_missing
 from backfill.client.notify import TRANSACTION_NOTIFICATION, Notifier, notification
 from backfill.client.rows import Kind, TaskName, kind_of, payload_text, settings_of
-from backfill.db import Borrowed, Connection, Pool, mark_unchanged
+from backfill.client.stream import Stream, batches
+from backfill.db import Borrowed, Connection, Keeper, Pool
 from backfill.errors import InvalidJob, JobScheduleFailed, JobScheduleSkipped
 from backfill.hooks import HookRegistry
 from backfill.model import EnqueueOutcome, JobKeyMode, JobSpec, TaskHandler, checked_int, decode_payload
@@ -47,13 +48,15 @@ class Enqueuer:
         self._pool = pool
         self._schema = schema
         self._hooks = HookRegistry() if hooks is None else hooks
-        self._notifier = Notifier(pool, schema)
+        self._keeper = Keeper(pool)
+        self._notifier = Notifier(pool, schema, keeper=self._keeper)
         self._familiar = familiar
         self._known: set[tuple[str, str | None]] = set()
 
     async def close(self) -> None:
-        """Announce what has not been announced yet."""
+        """Announce what has not been announced yet, and give back every connection."""
         await self._notifier.close()
+        await self._keeper.close()
 
     async def enqueue(
         self,
@@ -90,13 +93,11 @@ class Enqueuer:
                 return await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION)
             await self._create_unknown([kind], connection)
             return await add_by_function(connection, self._schema, kind, encoded)
-        async with Borrowed(self._pool, f"cannot enqueue {kind.task}", not_done=_NOT_ADDED, maybe=_MAYBE_ADDED) as own:
+        what = f"cannot enqueue {kind.task}"
+        async with Borrowed(self._pool, what, not_done=_NOT_ADDED, maybe=_MAYBE_ADDED, keeper=self._keeper) as own:
             if kind.key is None and self._familiar:
-                outcome = await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
-            else:
-                outcome = await add_by_function(own, self._schema, kind, encoded)
-            mark_unchanged(own)
-            return outcome
+                return await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
+            return await add_by_function(own, self._schema, kind, encoded)
 
     async def enqueue_task(
         self, task: TaskHandler, spec: JobSpec | None = None, *, connection: Connection | None = None
@@ -129,16 +130,14 @@ class Enqueuer:
             await self._create_unknown(batch.kinds(), connection)
             async with connection.transaction():
                 return await self._write(connection, batch, TRANSACTION_NOTIFICATION)
-        if batch.size == 0:
-            return []
-        what = f"cannot enqueue a batch of {batch.size} jobs"
-        async with Borrowed(self._pool, what, not_done=_NONE_ADDED, maybe=_ALL_OR_NONE) as own:
-            return await self._write_alone(own, batch)
+        return await self._write_whole(batch) if batch.size else []
 
     async def enqueue_stream(
         self, jobs: Iterable[JobTuple] | AsyncIterable[JobTuple], *, batch_size: int = 5000
     ) -> int:
-        """Add jobs as they come, each batch in a transaction of its own, with no more than one batch in memory.
+        """Add jobs as they come, each batch in a transaction of its own, with no more than two batches in memory.
+
+        While one batch is being written, the next is taken from ``jobs`` and checked.
 
         Args:
             jobs: As for ``enqueue_many``; also an async iterable.
@@ -152,15 +151,29 @@ class Enqueuer:
             DatabaseError: The same for a batch that the database did not take.
         """
         checked_int("batch_size", batch_size, 1, 1_000_000)
-        count = 0
+        stream = Stream(self._write_uncounted)
         try:
-            async for batch in _batches(jobs, batch_size):
-                outcomes = await self.enqueue_many(batch)
-                count += sum(outcome.is_enqueued for outcome in outcomes)
+            async for taken in batches(jobs, batch_size):
+                asked = await self._all_asked(taken) if self._hooks.around_adding else taken
+                await stream.write(await asyncio.to_thread(prepare, asked))
         except Exception as error:
-            error.add_note(f"{count} jobs of earlier batches have been added")
+            await stream.finish(error)
             raise
-        return count
+        except BaseException:
+            await stream.cancel()
+            raise
+        await stream.finish()
+        return stream.count
+
+    async def _write_uncounted(self, batch: Batch) -> int:
+        """Add a batch in a transaction of its own; how many jobs, without saying which."""
+        outcomes = await self._write_whole(batch, tell=False)
+        return batch.size - sum(not outcome.is_enqueued for outcome in outcomes)
+
+    async def _write_whole(self, batch: Batch, *, tell: bool = True) -> list[EnqueueOutcome]:
+        what = f"cannot enqueue a batch of {batch.size} jobs"
+        async with Borrowed(self._pool, what, not_done=_NONE_ADDED, maybe=_ALL_OR_NONE) as own:
+            return await self._write_alone(own, batch, tell=tell)
 
     async def _asked(self, task: TaskName, payload: Any, spec: JobSpec | None) -> tuple[TaskName, Any, JobSpec | None]:
         """The job as the hooks let it in.
@@ -198,25 +211,30 @@ class Enqueuer:
             await self._create([kind], connection, aside=attempt == 0)
         raise names_missing([kind])
 
-    async def _write_alone(self, connection: Connection, batch: Batch) -> list[EnqueueOutcome]:
+    async def _write_alone(self, connection: Connection, batch: Batch, *, tell: bool = True) -> list[EnqueueOutcome]:
         """Add a batch in a transaction of its own, again when PostgreSQL ended it because of others."""
         await self._create_unknown(batch.kinds(), connection)
         notify = notification(sum(len(chunk.jobs) for chunk in batch.chunks))
         if len(batch.chunks) == 1 and not batch.keyed and self._familiar:
-            return await self._write(connection, batch, notify)  # one statement is a transaction
+            return await self._write(connection, batch, notify, tell=tell)  # one statement is a transaction
         for _ in range(_BATCH_TRIES - 1):
             with contextlib.suppress(asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
                 async with connection.transaction():
-                    return await self._write(connection, batch, notify)
+                    return await self._write(connection, batch, notify, tell=tell)
         async with connection.transaction():
-            return await self._write(connection, batch, notify)
+            return await self._write(connection, batch, notify, tell=tell)
 
-    async def _write(self, connection: Connection, batch: Batch, notify: str) -> list[EnqueueOutcome]:
-        """Add a batch in the connection's transaction. All chunks notify with the same text, so PostgreSQL sends one."""
+    async def _write(
+        self, connection: Connection, batch: Batch, notify: str, *, tell: bool = True
+    ) -> list[EnqueueOutcome]:
+        """Add a batch in the connection's transaction. All chunks notify with the same text, so PostgreSQL sends one.
+
+        Without ``tell`` only the outcomes of the keyed jobs come back: the others have all been added.
+        """
         outcomes: list[EnqueueOutcome | None] = [None] * batch.size
         for chunk in batch.chunks:
             if self._familiar:
-                await self._write_chunk(connection, chunk, notify, outcomes)
+                await self._write_chunk(connection, chunk, notify, outcomes if tell else None)
                 continue
             for number, payload, position in chunk.jobs:
                 outcomes[position] = await add_by_function(connection, self._schema, chunk.kinds[number - 1], payload)
@@ -226,13 +244,14 @@ class Enqueuer:
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _write_chunk(
-        self, connection: Connection, chunk: Chunk, notify: str, outcomes: list[EnqueueOutcome | None]
+        self, connection: Connection, chunk: Chunk, notify: str, outcomes: list[EnqueueOutcome | None] | None
     ) -> None:
         sql, args = text("insert_jobs", self._schema), chunk.args(notify)
         for attempt in range(MOST_TRIES):
             row = await connection.fetchrow(sql, *args)
             if row is not None and row["ids"] is not None:
-                chunk.store(row, outcomes)
+                if outcomes is not None:
+                    chunk.store(row, outcomes)
                 return
             await self._create(chunk.kinds, connection, aside=attempt == 0)
         raise names_missing(chunk.kinds)
@@ -290,20 +309,3 @@ class Enqueuer:
         if len(self._known) + len(kinds) > _MOST_KNOWN:
             self._known.clear()
         self._known.update((kind.task, kind.queue) for kind in kinds)
-
-
-async def _batches(jobs: Iterable[JobTuple] | AsyncIterable[JobTuple], size: int) -> AsyncIterator[list[JobTuple]]:
-    """The jobs in lists of that size; the last may be shorter."""
-    if isinstance(jobs, AsyncIterable):
-        batch: list[JobTuple] = []
-        async for job in jobs:
-            batch.append(job)
-            if len(batch) == size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-        return
-    rest = iter(jobs)
-    while batch := list(itertools.islice(rest, size)):
-        yield batch

@@ -18,7 +18,7 @@ import logging
 import random
 from typing import Final
 
-from backfill.db import Borrowed, Pool, mark_unchanged
+from backfill.db import Borrowed, Keeper, Pool
 from backfill.errors import BackfillError
 from backfill.sql import text
 
@@ -44,12 +44,14 @@ class Notifier:
 
     Args:
         pool: Where the trailing ones are sent from.
+        keeper: What keeps a connection of it between adds.
         schema: The schema's name.
         interval: Seconds between two.
     """
 
-    def __init__(self, pool: Pool, schema: str, interval: float = INTERVAL) -> None:
+    def __init__(self, pool: Pool, schema: str, *, keeper: Keeper, interval: float = INTERVAL) -> None:
         self._pool = pool
+        self._keeper = keeper
         self._schema = schema
         self._interval = interval
         self._quiet_from = 0.0
@@ -91,8 +93,7 @@ class Notifier:
 
     async def _send(self, count: int) -> None:
         try:
-            async with Borrowed(self._pool, "cannot notify") as connection:
+            async with Borrowed(self._pool, "cannot notify", keeper=self._keeper) as connection:
                 await connection.execute(text("notify_jobs", self._schema), notification(count))
-                mark_unchanged(connection)
         except BackfillError as error:
             logger.warning("%d new jobs could not be announced; workers find them by polling: %s", count, error)

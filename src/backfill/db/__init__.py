@@ -3,6 +3,7 @@
 from backfill.db.borrow import Borrowed, close_pool
 from backfill.db.errors import DRIVER_ERRORS, is_connection_error, overran, remedy, takes_no_writes, translate
 from backfill.db.hosts import target
+from backfill.db.keeper import Keeper
 from backfill.db.limits import CALL, CLAIM, LISTEN, MAINTENANCE, RELEASE, START, Limit
 from backfill.db.listen import Listener
 from backfill.db.names import DEFAULT_SCHEMA, check_schema_name, quote_ident
@@ -11,6 +12,7 @@ from backfill.db.pool import (
     WORKER_SETTINGS,
     Connection,
     Pool,
+    PooledConnection,
     connect,
     mark_unchanged,
     open_pool,
@@ -31,9 +33,11 @@ __all__ = [
     "WORKER_SETTINGS",
     "Borrowed",
     "Connection",
+    "Keeper",
     "Limit",
     "Listener",
     "Pool",
+    "PooledConnection",
     "Session",
     "check_row_security",
     "check_schema_name",

@@ -15,12 +15,10 @@ import contextlib
 from types import TracebackType
 from typing import Final
 
-import asyncpg
-import asyncpg.pool
-
 from backfill.db.errors import DRIVER_ERRORS, is_connection_error, takes_no_writes, translate
+from backfill.db.keeper import Keeper
 from backfill.db.limits import ACQUIRE, Limit
-from backfill.db.pool import Connection, Pool
+from backfill.db.pool import Connection, Pool, PooledConnection
 from backfill.errors import BackfillError, DatabaseError
 
 _CLOSE: Final = 10.0  # seconds
@@ -29,7 +27,7 @@ _CLOSE: Final = 10.0  # seconds
 class Borrowed:
     """A connection of a pool in an ``async with`` block; errors of the driver come out as errors of ours."""
 
-    __slots__ = ("_connection", "_maybe", "_not_done", "_pool", "_what")
+    __slots__ = ("_connection", "_keeper", "_maybe", "_not_done", "_pool", "_what")
 
     def __init__(
         self,
@@ -38,6 +36,7 @@ class Borrowed:
         *,
         not_done: str = "nothing was sent",
         maybe: str = "whether the statement was carried out is not known",
+        keeper: Keeper | None = None,
     ) -> None:
         """Prepare it.
 
@@ -46,14 +45,23 @@ class Borrowed:
             what: What the block does, as the beginning of an error's sentence: ``"cannot enqueue send_email"``.
             not_done: The end of that sentence when nothing was sent.
             maybe: The same when no answer came.
+            keeper: Has a connection for the block, perhaps, and keeps it afterwards. Then the block must leave the session
+                as it was.
         """
         self._pool = pool
         self._what = what
         self._not_done = not_done
         self._maybe = maybe
-        self._connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record] | None = None
+        self._keeper = keeper
+        self._connection: PooledConnection | None = None
 
     async def __aenter__(self) -> Connection:
+        kept = None if self._keeper is None else self._keeper.take()
+        if kept is not None:
+            if not kept.is_closed():
+                self._connection = kept
+                return kept
+            await self._pool.release(kept)
         try:
             async with asyncio.timeout(ACQUIRE) as waiting:
                 self._connection = await self._pool.acquire()
@@ -70,6 +78,8 @@ class Borrowed:
     ) -> None:
         connection, self._connection = self._connection, None
         assert connection is not None  # noqa: S101 - __aenter__ has set it
+        if error is None and self._keeper is not None and self._keeper.keep(connection):
+            return
         limit: Limit | None = getattr(connection, "limit", None)
         lost = error is not None and is_connection_error(error)
         if lost:

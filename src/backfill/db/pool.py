@@ -18,10 +18,12 @@ from backfill.db.way import way_to
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    PooledConnection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Connection = asyncpg.Connection[asyncpg.Record] | PooledConnection
     Pool = asyncpg.Pool[asyncpg.Record]
 else:  # the classes are generic in their type stubs only
-    Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+    PooledConnection = asyncpg.pool.PoolConnectionProxy
+    Connection = asyncpg.Connection | PooledConnection
     Pool = asyncpg.Pool
 
 APPLICATION_NAME: Final = "backfill"
