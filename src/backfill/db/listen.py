@@ -81,6 +81,7 @@ class Listener:
         self._echo: asyncio.Future[None] | None = None
         self._expected = ""
         self._became_proven = asyncio.Event()
+        self._stirred = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -91,6 +92,10 @@ class Listener:
     async def wait_proven(self) -> None:
         """Wait until it is proven; return at once if it is."""
         await self._became_proven.wait()
+
+    def doubt(self) -> None:
+        """Prove it again at once: another connection to the same server has been lost."""
+        self._stirred.set()
 
     async def close(self) -> None:
         """Stop listening and close the connection. Safe to call twice, and before ``start``."""
@@ -137,7 +142,8 @@ class Listener:
                 # Not wait_for, which on Python 3.11 loses a cancellation that comes as the event is set.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._check_interval):
-                        await ended.wait()
+                        await self._stirred.wait()
+                self._stirred.clear()
                 if ended.is_set():
                     raise DatabaseError("the server closed the connection that listens")
                 await self._prove(connection)
@@ -152,8 +158,10 @@ class Listener:
             DatabaseError: They do not.
         """
         async with self._awaited("a notification did not come back") as payload:
-            heard = await connection.fetchval(text("prove_listen", ""), self._own_channel, payload)
-            deaf = {*self._channels, self._own_channel} - set(heard)
+            heard = await connection.fetchrow(text("prove_listen", ""), self._own_channel, payload)
+            if heard is None or heard["read_only"]:
+                raise DatabaseError("the server takes no writes: it is not, or not any more, the primary")
+            deaf = {*self._channels, self._own_channel} - set(heard["channels"])
             if deaf:
                 raise DatabaseError(
                     f"the session does not listen on {', '.join(sorted(deaf))}: a pooler in transaction mode cannot"
@@ -211,6 +219,7 @@ class Listener:
     def _lost(self, ended: asyncio.Event) -> None:
         self._down()
         ended.set()
+        self._stirred.set()
 
 
 def _pause(failures: int) -> float:

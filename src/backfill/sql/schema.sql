@@ -24,10 +24,11 @@ left join pg_class as dlq_ids on dlq_ids.relnamespace = namespaces.oid and dlq_i
 where namespaces.nspname = $1::text
 
 -- name: prove_listen
--- Send a notification to a channel of one's own, and name the channels on which this session listens.
+-- Send a notification to a channel of one's own, and name the channels on which this session listens; and say whether the
+-- server takes no writes, for then nobody notifies here.
 -- takes: channel text, payload text
--- gives: channels text[]
-select array(select pg_listening_channels()) as channels
+-- gives: channels text[], read_only bool
+select array(select pg_listening_channels()) as channels, current_setting('transaction_read_only')::bool as read_only
 from (select pg_notify($1, $2)) as sent
 
 -- name: send_notification

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from backfill.db import DRIVER_ERRORS, is_connection_error
+from backfill.db import DRIVER_ERRORS, is_connection_error, takes_no_writes
 from backfill.errors import BackfillError, DatabaseError
 from backfill.worker.claimed import Claimed, Failure, HandBack, Outcome
 from backfill.worker.link import Link
@@ -135,7 +135,7 @@ class Releaser:
         try:
             left = await self._send(statement, group)
         except (*DRIVER_ERRORS, BackfillError) as error:
-            if is_connection_error(error) or isinstance(error, BackfillError):
+            if is_connection_error(error) or takes_no_writes(error) or isinstance(error, BackfillError):
                 logger.warning("cannot release %d jobs, will try again: %s", len(group), error)
                 await self._link.pause()
                 return []

@@ -255,6 +255,8 @@ class Worker:
             if id(job) in by_job and by_job[id(job)].current is job:
                 by_job[id(job)].cancel("lost")
 
+        if not self._claim_link.is_open:
+            self.listener.doubt()
         async with self._maintain() as connection:
             return await reconcile(
                 connection,
