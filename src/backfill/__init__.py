@@ -12,7 +12,7 @@ from backfill.client import (
 )
 from backfill.cron import CronItem, parse_crontab
 from backfill.errors import BackfillError, WorkerError
-from backfill.hooks import HookRegistry, Plugin
+from backfill.hooks import DlqCleanupPlugin, HookRegistry, PermanentFailurePlugin, Plugin
 from backfill.model import (
     AlreadyInProgress,
     DlqEdit,
@@ -40,6 +40,7 @@ __all__ = [
     "BackfillClient",
     "BackfillError",
     "CronItem",
+    "DlqCleanupPlugin",
     "DlqEdit",
     "DlqFilter",
     "DlqJob",
@@ -52,6 +53,7 @@ __all__ = [
     "Job",
     "JobKeyMode",
     "JobSpec",
+    "PermanentFailurePlugin",
     "Plugin",
     "Priority",
     "Queue",

@@ -108,7 +108,7 @@ async def complete(claims: "Claims", rows: list[Any]) -> None:
     """Release until all is released: a claim that comes too late holds a row for a moment, and is not waited for."""
     queues = [row["queue_id"] for row in rows if row["queue_id"] is not None]
     token = claims.token
-    args = queues, [token] * len(queues), ids(rows), [token] * len(rows)
+    args = queues, [token] * len(queues), ids(rows), [token] * len(rows), False
     released = freed = 0
     while (released, freed) != (len(rows), len(queues)):
         (done,) = await claims.sql.named("release_completed", *args)

@@ -81,7 +81,7 @@ class World:
         )
         flags = row["flags"] or ""
         name = "release_completed_requeued" if "backfill:dlq" in flags else "release_completed"
-        await claims.sql.named(name, *args)
+        await claims.sql.named(name, *args, *[False])
         assert await self.numbers("id = $1", row["id"]) == set()
         return done | {earlier["n"] for earlier in entry}
 
@@ -94,7 +94,8 @@ class World:
     async def hand_back(self) -> set[int]:
         claims, args, row = self.pick()
         superseded = await self.numbers("id = $1 and key is null", row["id"]) if row["key"] is not None else set()
-        await claims.sql.named("hand_back", *args, [row["key"] is not None], [0.0], None, None)
+        settings = [row["key"] is not None], [0.0], None, None, None, None, False
+        await claims.sql.named("hand_back", *args, *settings)
         return superseded
 
     async def forget(self) -> set[int]:
@@ -167,15 +168,7 @@ async def test_no_job_is_lost_or_doubled(
     # All that is left can still be run to its end.
     for claims, token, row in world.held:
         queues = [row["queue_id"]] if row["queue_id"] is not None else []
-        await claims.sql.named(
-            "hand_back",
-            queues,
-            [token] * len(queues),
-            [row["id"]],
-            [token],
-            [row["key"] is not None],
-            [0.0],
-            None,
-            None,
-        )
+        settings = [row["key"] is not None], [0.0], None, None, None, None, False
+        args = queues, [token] * len(queues), [row["id"]], [token]
+        await claims.sql.named("hand_back", *args, *settings)
     assert await sql.locks() == (0, 0)

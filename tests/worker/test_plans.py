@@ -114,7 +114,9 @@ async def arguments(name: str, claims: "Claims", jobs: list[int]) -> tuple[Any, 
             None,
             None,
         ),
-        "hand_back": (*held, [False] * len(jobs), [0.0] * len(jobs), None, None),
+        "hand_back": (*held, [False] * len(jobs), [0.0] * len(jobs), None, None, None, None, True),
+        "release_completed": (*held, True),
+        "release_completed_requeued": (*held, True),
     }
     return more.get(name, held)
 

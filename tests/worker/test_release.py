@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +21,9 @@ def common(rows: Sequence[Any], token: str) -> tuple[list[Any], ...]:
 
 async def complete(claims: "Claims", rows: Sequence[Any], token: str | None = None, *, requeued: bool = False) -> Any:
     name = "release_completed_requeued" if requeued else "release_completed"
-    (row,) = await claims.sql.named(name, *common(rows, token or claims.token))
+    (row,) = await claims.sql.named(name, *common(rows, token or claims.token), *[True])
+    assert len(row["ids"] or []) == row["released"]
+    assert set(row["ids"] or []) <= {job["id"] for job in rows}
     return row["released"], row["freed"]
 
 
@@ -37,11 +39,19 @@ async def fail(
     )
 
 
-async def hand_back(claims: "Claims", rows: Sequence[Any], token: str | None = None, delay: float = 0.0) -> Any:
+async def hand_back(
+    claims: "Claims",
+    rows: Sequence[Any],
+    token: str | None = None,
+    *,
+    delay: float = 0.0,
+    run_at: datetime | None = None,
+    attempts: int | None = None,
+) -> Any:
     keyed = [row["key"] is not None for row in rows]
-    (row,) = await claims.sql.named(
-        "hand_back", *common(rows, token or claims.token), keyed, [delay] * len(rows), None, None
-    )
+    settings = [delay] * len(rows), None, None, [run_at] * len(rows), [attempts] * len(rows), True
+    (row,) = await claims.sql.named("hand_back", *common(rows, token or claims.token), keyed, *settings)
+    assert len(row["ids"] or []) == row["released"]
     return row["released"], row["freed"]
 
 
@@ -262,6 +272,14 @@ async def test_hand_back_with_a_delay(sql: "Sql", claims: "Claims", other: "Sql"
     assert job["attempts"] == 0
     await other.value("select 1")
     assert heard == []
+
+
+async def test_hand_back_with_a_time_and_attempts_of_their_own(sql: "Sql", claims: "Claims") -> None:
+    await sql.add_many(1, queue="'q'")
+    at = datetime(2099, 1, 1, tzinfo=UTC)
+    assert await hand_back(claims, await claims.take(), delay=60.0, run_at=at, attempts=3) == (1, 1)
+    job = await sql.row("select * from graphile_worker._private_jobs")
+    assert (job["run_at"], job["attempts"], job["locked_at"]) == (at, 3, None)
 
 
 async def test_a_superseded_job_that_is_handed_back_goes(sql: "Sql", claims: "Claims") -> None:

@@ -28,7 +28,12 @@ class StopRequests:
     """
 
     def __init__(
-        self, stop: Callable[[], object], hurry: Callable[[], object], stopping: str = "jobs that run may finish"
+        self,
+        stop: Callable[[], object],
+        hurry: Callable[[], object],
+        stopping: str = "jobs that run may finish",
+        *,
+        on_signal: Callable[[], object] = lambda: None,
     ) -> None:
         """Begin to listen.
 
@@ -36,6 +41,7 @@ class StopRequests:
             stop: Called in the loop at the first request.
             hurry: Called in the loop at the second.
             stopping: What the first means, for the log.
+            on_signal: Called in the loop before either, if a signal is the reason.
         """
         self.last: int | None = None
         self._loop = asyncio.get_running_loop()
@@ -43,6 +49,7 @@ class StopRequests:
             (stop, f"stopping: {stopping}; a second signal hurries"),
             (hurry, "hurrying: jobs that run are cancelled and handed back; a third signal ends the process"),
         )
+        self._told = on_signal
         self._count = 0
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
@@ -69,6 +76,8 @@ class StopRequests:
     def _step(self, number: int) -> None:
         act, said = self._steps[number]
         logger.info("%s", said)
+        if self.last is not None:
+            self._told()
         act()
 
 

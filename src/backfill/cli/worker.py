@@ -163,7 +163,9 @@ def _refuse_settings(cli: Cli, loaded: Loaded, options: dict[str, Any]) -> None:
 async def _run_once(cli: Cli, builder: WorkerRunnerBuilder) -> int:
     async with await builder.build() as runner:
         running = asyncio.create_task(runner.process_available_jobs())
-        requests = StopRequests(running.cancel, runner.hurry, "jobs that run are cancelled and handed back")
+        requests = StopRequests(
+            running.cancel, runner.hurry, "jobs that run are cancelled and handed back", on_signal=runner.signalled
+        )
         try:
             runs = await running
         except asyncio.CancelledError:
@@ -184,7 +186,7 @@ async def _run_on(
 ) -> int:
     async with await builder.build() as runner:
         stop = asyncio.Event()
-        requests = StopRequests(stop.set, runner.hurry)
+        requests = StopRequests(stop.set, runner.hurry, on_signal=runner.signalled)
         if orphaned is not None:
             requests.watch(orphaned)
         abandoned = await runner.run_until_cancelled(stop, abandon=True)

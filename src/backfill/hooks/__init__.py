@@ -24,6 +24,7 @@ from backfill.hooks.events import (
     WorkerShutdown,
     WorkerStart,
 )
+from backfill.hooks.plugins import DlqCleanupPlugin, PermanentFailurePlugin
 from backfill.hooks.registry import HookRegistry, Plugin
 from backfill.hooks.results import (
     Continue,
@@ -37,9 +38,10 @@ from backfill.hooks.results import (
     ShutdownReason,
     Skip,
 )
-from backfill.hooks.stream import EventStream
+from backfill.hooks.stream import DEFAULT_BUFFER, EventStream
 
 __all__ = [
+    "DEFAULT_BUFFER",
     "EVENTS",
     "OBSERVATIONS",
     "AfterJobRun",
@@ -48,6 +50,7 @@ __all__ = [
     "Continue",
     "CronJobScheduled",
     "CronTick",
+    "DlqCleanupPlugin",
     "Event",
     "EventStream",
     "Fail",
@@ -67,6 +70,7 @@ __all__ = [
     "LocalQueueGetJobsComplete",
     "LocalQueueReturnJobs",
     "Observation",
+    "PermanentFailurePlugin",
     "Plugin",
     "Reschedule",
     "ShutdownReason",

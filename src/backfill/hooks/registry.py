@@ -13,7 +13,7 @@ import logging
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar, overload, runtime_checkable
 
@@ -70,11 +70,25 @@ class Plugin(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Switches:
+    """What a worker's release does besides, as plugins have switched it.
+
+    Attributes:
+        dlq_cleanup: A requeued job that is done takes its dead letter with it.
+        permanent_failure: An error that is not worth another try ends its job at once.
+    """
+
+    dlq_cleanup: bool = True
+    permanent_failure: bool = True
+
+
 class HookRegistry:
     """Handlers by event. One registry can serve several clients and runners.
 
     Attributes:
         errors: How many handlers have raised (or answered what can't be an answer), by the event's name.
+        switches: What ``DlqCleanupPlugin`` and ``PermanentFailurePlugin`` have set.
         around_runs: Whether somebody is to be told or asked in a slot.
         around_adding: Whether somebody is to be asked before jobs are added.
     """
@@ -86,6 +100,7 @@ class HookRegistry:
             plugins: Added in turn.
         """
         self.errors: Counter[str] = Counter()
+        self.switches = Switches()
         self.around_runs = False
         self.around_adding = False
         self._handlers: dict[type[Event], tuple[Handler, ...]] = {}

@@ -200,20 +200,21 @@ gone as (
 )
 
 -- name: release_completed
--- Deletes finished jobs whose claim still stands, and frees their queues.
--- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[]
--- gives: released int8, freed int8
+-- Deletes finished jobs whose claim still stands, and frees their queues; says which they were if somebody wants to know.
+-- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[], say_which bool
+-- gives: released int8, freed int8, ids int8[]
 with
 -- include: delete_held
 ,
 -- include: free_queues
 select (select count(*) from gone) as released,
-       (select count(*) from freed) as freed
+       (select count(*) from freed) as freed,
+       (select array_agg(gone.id) from gone where $5::bool) as ids
 
 -- name: release_completed_requeued
 -- As release_completed, for jobs that came out of the dead letter queue: their entries go with them.
--- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[]
--- gives: released int8, freed int8
+-- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[], say_which bool
+-- gives: released int8, freed int8, ids int8[]
 with
 -- include: delete_held
 ,
@@ -225,7 +226,8 @@ resolved as (
 ),
 -- include: free_queues
 select (select count(*) from gone) as released,
-       (select count(*) from freed) as freed
+       (select count(*) from freed) as freed,
+       (select array_agg(gone.id) from gone where $5::bool) as ids
 
 -- name: release_failed
 -- Ends failed runs whose claim still stands: another try at its time, or the dead letter queue, in this one statement.
@@ -322,13 +324,15 @@ select judged.id as job_id,
 -- name: hand_back
 -- Gives back jobs that were claimed but not run to their end by a worker that goes on or leaves: the attempt is refunded
 -- and somebody is told. A job that was superseded meanwhile has nothing left to do and goes; one that had come out of the
--- dead letter queue was not done, so its entry is back.
+-- dead letter queue was not done, so its entry is back. A hook may have set the time and the attempts
+-- (null: it has not).
 -- An array to which others were added under its key ($7; $8 are the claims' attempts) has not been replaced: while another
 -- array has the key, it goes back without it; when none has any more, the key's next job has run or was removed, nobody knows
 -- which, and it stays as used up.
 -- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[], keyed bool[], delays float8[]
 -- takes: keys text[], runs int2[]
--- gives: released int8, freed int8
+-- takes: run_ats timestamptz[], attempts int2[], say_which bool
+-- gives: released int8, freed int8, ids int8[]
 with held as materialized (
   select found.id,
          case when not given.keyed or found.key is not null then 'back'
@@ -359,12 +363,16 @@ back as (
 returned as (
   update graphile_worker._private_jobs as jobs
      set attempts = case when jobs.id = any(array(select held.id from held where held.fate = 'used up')) then jobs.attempts
-                         else greatest(0, least(jobs.attempts, ($8::int2[])[array_position($3::int8[], jobs.id)]) - 1) end,
+                         else coalesce(
+                           ($10::int2[])[array_position($3::int8[], jobs.id)],
+                           greatest(0, least(jobs.attempts, ($8::int2[])[array_position($3::int8[], jobs.id)]) - 1)) end,
          locked_at = null,
          locked_by = null,
-         run_at = greatest(jobs.run_at, now() + nullif(($6::float8[])[array_position($3::int8[], jobs.id)], 0) * interval '1 second')
+         run_at = coalesce(
+           ($9::timestamptz[])[array_position($3::int8[], jobs.id)],
+           greatest(jobs.run_at, now() + nullif(($6::float8[])[array_position($3::int8[], jobs.id)], 0) * interval '1 second'))
    where jobs.id = any(array(select held.id from held where held.fate <> 'gone'))
-  returning jobs.run_at
+  returning jobs.id, jobs.run_at
 ),
 -- include: free_queues
 ,
@@ -377,7 +385,8 @@ note as materialized (
    where ready.jobs > 0
 )
 select (select count(*) from gone) + (select count(*) from returned) as released,
-       (select count(*) from freed) + 0 * (select count(*) from note) as freed
+       (select count(*) from freed) + 0 * (select count(*) from note) as freed,
+       (select array_agg(done.id) from (select id from gone union all select id from returned) as done where $11::bool) as ids
 
 -- name: hand_back_unknown
 -- Gives back jobs that were claimed without our hearing of it, so that nothing is known of them but their rows. One that

@@ -19,12 +19,14 @@ import asyncpg
 
 from backfill.db import DRIVER_ERRORS
 from backfill.errors import BackfillError
+from backfill.hooks import LocalQueueGetJobsComplete
 from backfill.worker.claimed import Claimed
 from backfill.worker.forbidden import ForbiddenFlags, ForbiddenFlagsError, flags_now
 from backfill.worker.handler import Handler
 from backfill.worker.lane import Lane
 from backfill.worker.link import Link
 from backfill.worker.release import Releaser
+from backfill.worker.teller import Teller
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Claimer:
         lanes: Sequence[Lane],
         handlers: Sequence[Handler],
         releaser: Releaser,
+        teller: Teller,
         poll_interval: float,
         is_listening: Callable[[], bool],
         reconcile: Callable[[], Awaitable[bool]],
@@ -69,6 +72,7 @@ class Claimer:
             lanes: Where claimed jobs go.
             handlers: What this worker can run.
             releaser: Knows what is held and how much waits to be released.
+            teller: Tells hooks what claims brought.
             poll_interval: Seconds between polls while ``is_listening`` says no.
             is_listening: Whether notifications are known to arrive.
             reconcile: Called after the connection was lost, before the next claim; whether it could do all of it.
@@ -95,6 +99,7 @@ class Claimer:
         self._freed = False
         self._told_at = 0.0
         self._releaser = releaser
+        self._teller = teller
         self._poll_interval = poll_interval
         self._is_listening = is_listening
         self._reconcile = reconcile
@@ -341,6 +346,8 @@ class Claimer:
         jobs = [Claimed(row, token, lane or self._lane_of(row[6]), by_task[row[1]], now) for row in rows]
         for job in jobs:
             held[job.id] = job
+        if jobs and self._teller.hooks.wants(LocalQueueGetJobsComplete):
+            self._teller.tell([LocalQueueGetJobsComplete(worker_id=self._worker_id, jobs_count=len(jobs))])
         return jobs
 
     def _lane_of(self, priority: int) -> Lane:

@@ -36,6 +36,7 @@ class Claimed:
         requeued: Whether it may be out of the dead letter queue: its flag says so, or it has a key, and whoever added the job
             again under its key has dropped the flag.
         released: Whether its row has been released, and only its queue has not.
+        seconds: How long its handler took, once it has ended.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Claimed:
         "released",
         "requeued",
         "row",
+        "seconds",
         "token",
     )
 
@@ -66,6 +68,7 @@ class Claimed:
         self.handler = handler
         self.claimed_at = claimed_at
         self.released = False
+        self.seconds = 0.0
         self._extras: Extras | None = None
         self.requeued = self.keyed or (has_extras(row[4]) and self.extras.dlq)
 
@@ -122,6 +125,7 @@ class Failure:
         retryable: Whether trying again may help.
         delay: Seconds until the next try, if there is one.
         payload: The JSON that the payload becomes: what of a batch is left to do. None leaves it as it is.
+        interrupted: Whether it was cut short by a stop, and a hook wants that to count as a failure.
     """
 
     message: str
@@ -129,6 +133,7 @@ class Failure:
     retryable: bool
     delay: float
     payload: str | None = None
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +142,21 @@ class HandBack:
 
     Attributes:
         delay: Seconds before it may run again; 0 leaves its time as it was.
+        interrupted: Whether it was begun, and cut short by a stop.
+        run_at: When it is to run, if a hook has said so.
+        attempts: How many attempts then count, if a hook has said so.
     """
 
     delay: float = 0.0
+    interrupted: bool = False
+    run_at: datetime | None = None
+    attempts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """A run that was cut short, and a hook has said to leave the job as it is: locked."""
 
 
 # None = it ended well.
-Outcome = Failure | HandBack | None
+Outcome = Failure | HandBack | Leave | None

@@ -27,8 +27,9 @@ import asyncpg
 
 from backfill.db import DRIVER_ERRORS, is_connection_error, takes_no_writes
 from backfill.errors import BackfillError, DatabaseError
-from backfill.worker.claimed import Claimed, Failure, HandBack, Outcome
+from backfill.worker.claimed import Claimed, Failure, HandBack, Leave, Outcome
 from backfill.worker.link import Link
+from backfill.worker.teller import Settled, Teller
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,7 @@ _PARKED_PAUSES: Final = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # seconds
 _PASSING_CLASSES: Final = frozenset({"40", "53", "57", "58"})
 _PASSING_STATES: Final = frozenset({"25006", "55P03"})
 _STUCK: Final = 5_000  # unreleased outcomes from which on claiming waits
-
-Settled = tuple[Claimed, Outcome]
+_STATEMENTS: Final = {Failure: "release_failed", HandBack: "hand_back", Leave: "leave"}
 
 
 class Releaser:
@@ -58,7 +58,9 @@ class Releaser:
         *,
         worker_id: str,
         bury: bool,
+        clean_up: bool,
         log_jobs: bool,
+        teller: Teller,
         on_released: Callable[[bool], None],
         on_retry: Callable[[float], None],
         on_stale: Callable[[], None],
@@ -69,7 +71,9 @@ class Releaser:
             link: The connection it writes through.
             worker_id: For the dead letters' ``created_by``.
             bury: Whether jobs that failed for good go to the dead letter queue.
+            clean_up: Whether a requeued job that is done takes its dead letter with it.
             log_jobs: Log each completed job at INFO.
+            teller: Tells hooks what was done.
             on_released: Called after jobs were released; with True when a queue became free.
             on_retry: Called with the seconds until a failed job is due again.
             on_stale: Called when outcomes met no row with their token: an earlier try of the same flush may have freed
@@ -81,7 +85,9 @@ class Releaser:
         self._link = link
         self._worker_id = worker_id
         self._bury = bury
+        self._clean_up = clean_up
         self._log_jobs = log_jobs
+        self._teller = teller
         self._on_released = on_released
         self._on_retry = on_retry
         self._on_stale = on_stale
@@ -93,7 +99,7 @@ class Releaser:
     @property
     def is_stuck(self) -> bool:
         """Whether so much waits that claiming more would only add to it."""
-        return len(self._settled) >= _STUCK
+        return len(self._settled) >= _STUCK or self._teller.is_behind
 
     def settle(self, job: Claimed, outcome: Outcome) -> None:
         """Take the outcome of a job; it is written by the next flush."""
@@ -116,7 +122,7 @@ class Releaser:
 
     async def _release(self, batch: list[Settled]) -> None:
         left: list[Settled] = []
-        groups = _groups(batch)
+        groups = _groups(batch, clean_up=self._clean_up)
         try:
             while groups:
                 left += await self._release_first(groups)
@@ -167,17 +173,28 @@ class Releaser:
 
     async def _send(self, statement: str, group: Sequence[Settled], *, bury: bool | None = None) -> list[Settled]:
         """Send one statement; what has to be sent again is returned."""
+        if statement == "leave":
+            for settled in group:
+                self._forget(*settled)
+            self._on_released(False)  # noqa: FBT003 - no queue was freed
+            return []
         args = _common(group)
         queues = len(args[0])
         if statement == "release_failed":
             return await self._send_failed(group, args, self._bury if bury is None else bury)
         if statement == "hand_back":
+            backs = [outcome for _, outcome in group if isinstance(outcome, HandBack)]
             args += (
                 [job.keyed for job, _ in group],
-                [outcome.delay if isinstance(outcome, HandBack) else 0.0 for _, outcome in group],
+                [back.delay for back in backs],
                 *_added_to(group),
+                [back.run_at for back in backs],
+                [back.attempts for back in backs],
             )
-        row = (await self._link.fetch(statement, *args))[0]
+        say_which = self._teller.wants(statement)
+        row = (await self._link.fetch(statement, *args, say_which))[0]
+        if say_which:
+            self._teller.released(group, row["ids"] or ())
         whole = (row["released"], row["freed"]) == (len(group), queues)
         return await self._done(group, args, released=row["released"], whole=whole)
 
@@ -201,6 +218,8 @@ class Releaser:
         for job, outcome in group:
             if job.id in verdicts and isinstance(outcome, Failure):
                 self._report(job, outcome, verdicts[job.id])
+        if verdicts and self._teller.wants("release_failed"):
+            self._teller.failed(group, verdicts)
         whole = len(verdicts) == len(group) and freed == len(args[0])
         left = await self._done(group, args, released=len(verdicts), whole=whole)
         refused = {row["job_id"] for row in rows} - verdicts.keys()
@@ -244,7 +263,7 @@ class Releaser:
     def _forget(self, job: Claimed, outcome: Outcome) -> None:
         if self.held.get(job.id) is job:
             del self.held[job.id]
-        if not isinstance(outcome, HandBack):
+        if not isinstance(outcome, HandBack | Leave):
             self.ran += 1
         if self._log_jobs and outcome is None:
             logger.info("job %d (%s) done, attempt %d", job.id, job.handler.identifier, job.attempt, extra=_fields(job))
@@ -299,15 +318,15 @@ def _will_pass(error: Exception) -> bool:
     return state[:2] in _PASSING_CLASSES or state in _PASSING_STATES
 
 
-def _groups(batch: Sequence[Settled]) -> list[tuple[str, list[Settled]]]:
-    """The outcomes by the statement that writes them."""
+def _groups(batch: Sequence[Settled], *, clean_up: bool) -> list[tuple[str, list[Settled]]]:
+    """The outcomes by the statement that writes them; ``leave`` is none."""
     groups: dict[str, list[Settled]] = {}
     for settled in batch:
         job, outcome = settled
         if outcome is None:
-            name = "release_completed_requeued" if job.requeued else "release_completed"
+            name = "release_completed_requeued" if clean_up and job.requeued else "release_completed"
         else:
-            name = "release_failed" if isinstance(outcome, Failure) else "hand_back"
+            name = _STATEMENTS[type(outcome)]
         groups.setdefault(name, []).append(settled)
     return list(groups.items())
 

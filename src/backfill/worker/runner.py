@@ -1,13 +1,24 @@
 """WorkerRunner: a worker in three ways: until told to stop, in the background, or over what is due now."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from backfill.client import BackfillClient
 from backfill.errors import ConfigurationError
-from backfill.hooks import Event, HookRegistry, Plugin
+from backfill.hooks import (
+    DEFAULT_BUFFER,
+    Event,
+    EventStream,
+    HookRegistry,
+    Observation,
+    Plugin,
+    ShutdownReason,
+    WorkerInit,
+)
 from backfill.model import Task, TaskHandler
 from backfill.sql import text
 from backfill.worker.config import WorkerConfig
@@ -81,7 +92,14 @@ class WorkerRunnerBuilder:
             raise ConfigurationError("no job is defined: call define_job before build")
         client = BackfillClient(self._config.database_url, schema=self._config.schema, hooks=self._hooks)
         await client.open()
-        return WorkerRunner(self._config, tuple(self._handlers.values()), client)
+        runner = WorkerRunner(self._config, tuple(self._handlers.values()), client)
+        try:
+            event = WorkerInit(pool=client.pool, schema=client.schema, concurrency=runner.worker_count)
+            await self._hooks.observe(event)
+        except BaseException:  # a cancellation
+            await client.close()
+            raise
+        return runner
 
 
 class WorkerRunner:
@@ -95,6 +113,7 @@ class WorkerRunner:
         self._handlers = handlers
         self._client = client
         self._worker: Worker | None = None
+        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
 
     @staticmethod
     def builder(config: WorkerConfig) -> WorkerRunnerBuilder:
@@ -133,7 +152,8 @@ class WorkerRunner:
             How many jobs were abandoned so.
         """
         self._worker = Worker(self._config, self._handlers, self._client)
-        return await self._worker.run(stop, abandon=abandon)
+        with self._ending_streams():
+            return await self._worker.run(stop, abandon=abandon)
 
     def spawn_background(self, stop: asyncio.Event) -> asyncio.Task[int]:
         """``run_until_cancelled`` in a task of its own. Await the task to wait for the end; cancelling it stops at once."""
@@ -152,11 +172,60 @@ class WorkerRunner:
         """
         began_at = await self._client.pool.fetchval(text("database_time", self._config.schema))
         self._worker = Worker(self._config, self._handlers, self._client, began_at=began_at)
-        return await self._worker.drain()
+        with self._ending_streams():
+            return await self._worker.drain()
+
+    # -- events ---------------------------------------------------------------------------------
+
+    @property
+    def hooks(self) -> HookRegistry:
+        """The handlers that its builder, and ``on``, have registered."""
+        return self._client.hooks
+
+    def on(self, event: type[E] | str, handler: Callable[[E], Any]) -> Self:
+        """Register a handler of an event, also while it runs; as on the builder.
+
+        Raises:
+            ConfigurationError: There is no such event, or the handler can't be called with one.
+        """
+        self.hooks.on(event)(handler)
+        return self
+
+    def events(self, *events: type[Observation] | str, buffer: int = DEFAULT_BUFFER) -> EventStream:
+        """What happens from now on, as an async iterator: ``async for event in runner.events(JobComplete, JobFail)``.
+
+        It never slows the worker: if the reader falls behind by more than ``buffer`` events, further ones are dropped, which is
+        logged, and counted in the stream's ``dropped``. It ends when the worker has stopped, and when the runner is closed.
+
+        Args:
+            events: Classes or names of observations; none = all of them.
+            buffer: How many events may wait to be read, 1 to 1,000,000.
+
+        Raises:
+            ConfigurationError: There is no such event, or it is one that is asked rather than told.
+            InvalidJob: The buffer's size is out of range.
+        """
+        stream = self.hooks.subscribe(*events, buffer=buffer)
+        self._streams.add(stream)
+        return stream
+
+    def signalled(self) -> None:
+        """Note that a signal is why it stops: ``WorkerShutdown`` then says so. Call it before setting the stop event."""
+        if self._worker is not None:
+            self._worker.reason = ShutdownReason.SIGNAL
+
+    @contextlib.contextmanager
+    def _ending_streams(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for stream in list(self._streams):
+                stream.end()
 
     async def close(self) -> None:
-        """Close the connections. Safe to call twice."""
-        await self._client.close()
+        """Close the connections, and end the streams of events. Safe to call twice."""
+        with self._ending_streams():
+            await self._client.close()
 
     async def __aenter__(self) -> Self:
         return self

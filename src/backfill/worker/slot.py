@@ -34,6 +34,7 @@ from backfill.worker.batch import ItemsFailedError, has_no_items, settle_items
 from backfill.worker.claimed import Claimed, Failure, HandBack, Outcome
 from backfill.worker.classify import describe, detail, is_retryable
 from backfill.worker.context import WorkerContext
+from backfill.worker.hooked import HookedRuns
 from backfill.worker.processes import FailedInProcessError, Processes
 from backfill.worker.wire import Run
 
@@ -103,6 +104,16 @@ class Slot:
         self._settle = settle
         self._wake = wake
         self._is_stopping = is_stopping
+        self._hooks = client.hooks
+        self._retries_all = not client.hooks.switches.permanent_failure
+        self._hooked = HookedRuns(
+            client.hooks,
+            worker_id,
+            execute=self._execute,
+            failure=self._failure,
+            is_cancelled=self._is_cancelled,
+            after_cancel=self._after_cancel,
+        )
         self._cancelled_for: _Reason | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -136,19 +147,26 @@ class Slot:
                 yielded_at = time.monotonic()
                 continue
             self.current, self.started_at = job, started
-            outcome = await self._execute(job)
-            if self._task is not None and (self._cancelled_for or self._task.cancelling()):
-                outcome = await self._after_cancel(job, self._task, outcome)
+            if self._hooks.around_runs:
+                outcome = await _InContext(self._hooked.run(job))
+            else:
+                outcome = await self._execute(job)
+                if self._task is not None and (self._cancelled_for or self._task.cancelling()):
+                    outcome = await self._after_cancel(job, outcome)
+                job.seconds = time.monotonic() - started
             self.current = None
             lane.ran(time.monotonic() - started)
             self._settle(job, outcome)
 
-    async def _after_cancel(self, job: Claimed, task: asyncio.Task[None], outcome: Outcome) -> Outcome:
+    def _is_cancelled(self) -> bool:
+        return self._cancelled_for is not None or (self._task is not None and self._task.cancelling() > 0)
+
+    async def _after_cancel(self, job: Claimed, outcome: Outcome) -> Outcome:
         """What a run's outcome is whose slot was cancelled meanwhile; the slot is then as if it never was."""
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0)  # where a cancellation that came too late is delivered
-        while task.cancelling():
-            task.uncancel()
+        while self._task is not None and self._task.cancelling():
+            self._task.uncancel()
         reason, self._cancelled_for = self._cancelled_for, None
         if outcome is None or (reason is None and not self._is_stopping()):
             return outcome
@@ -156,7 +174,8 @@ class Slot:
             return outcome  # it ended all the same, and which of its items are done is known
         if reason == "lost":
             logger.warning("job %d (%s) was cancelled: its claim had been taken away", job.id, job.handler.identifier)
-        return HandBack(RETURN_DELAY)
+            return HandBack(RETURN_DELAY)
+        return HandBack(RETURN_DELAY, interrupted=True)
 
     async def _execute(self, job: Claimed) -> Outcome:
         handler = job.handler
@@ -196,10 +215,11 @@ class Slot:
         policy = job.extras.retry_policy or job.handler.options.retry_policy
         delay = graphile_delay(attempt) if policy is None else policy.backoff(attempt - 1).total_seconds()
         if isinstance(error, FailedInProcessError):
-            return Failure(error.message, error.detail, error.retryable, delay, error.payload)
+            return Failure(error.message, error.detail, error.retryable or self._retries_all, delay, error.payload)
         more = {"attempt": attempt, "max_attempts": job.row["max_attempts"], "worker_id": self._worker_id}
         left = error.payload if isinstance(error, ItemsFailedError) else None
-        return Failure(describe(error), detail(error, **more), is_retryable(error), delay, left)
+        retryable = is_retryable(error) or (self._retries_all and not isinstance(error, DeadlinePassedError))
+        return Failure(describe(error), detail(error, **more), retryable, delay, left)
 
     async def _in_thread(self, job: Claimed, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Run a plain function in a thread and wait for its end, however often this is cancelled meanwhile."""

@@ -33,6 +33,7 @@ from backfill.db import (
     connect,
 )
 from backfill.errors import BackfillError
+from backfill.hooks import ShutdownReason
 from backfill.sql import text
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
@@ -45,6 +46,7 @@ from backfill.worker.processes import Processes
 from backfill.worker.reconcile import reconcile
 from backfill.worker.release import Releaser
 from backfill.worker.slot import RETURN_DELAY, Slot
+from backfill.worker.teller import Teller
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Worker:
     Attributes:
         id: ``backfill-`` and 18 hex digits, new for each Worker; claims' tokens begin with it.
         hurry: Set it to cancel running handlers at once during a stop.
+        reason: Why it stops, or stopped.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Worker:
     ) -> None:
         self.id = f"backfill-{secrets.token_hex(9)}"
         self.hurry = asyncio.Event()
+        self.reason = ShutdownReason.GRACEFUL
         self.lanes = make_lanes(config.queue_configs)
         self._config = config
         self._client = client
@@ -89,11 +93,14 @@ class Worker:
             send=None if config.listen_url is None else self._send,
             on_up=self._on_up,
         )
+        self.teller = Teller(client.hooks, worker_id=self.id, on_room=self._on_room)
         self.releaser = Releaser(
             self._release_link,
             worker_id=self.id,
             bury=config.dlq_processor_interval is not None,
+            clean_up=client.hooks.switches.dlq_cleanup,
             log_jobs=config.log_jobs,
+            teller=self.teller,
             on_released=self._on_released,
             on_retry=self._on_retry,
             on_stale=self._on_stale,
@@ -104,6 +111,7 @@ class Worker:
             lanes=self.lanes,
             handlers=handlers,
             releaser=self.releaser,
+            teller=self.teller,
             poll_interval=config.poll_interval.total_seconds(),
             is_listening=lambda: self.listener.proven,
             reconcile=self._reconcile,
@@ -146,6 +154,7 @@ class Worker:
             RuntimeError: One of the worker's own loops or slots ended in an unforeseen way; it was stopped in order first.
         """
         self._warn_of_gaps()
+        await self.teller.started(self._client.pool)
         await self.listener.start()
         self._begin()
         if self._config.dlq_processor_interval is not None:
@@ -163,6 +172,8 @@ class Worker:
         finally:
             waiter.cancel()
         ended = self._ended()
+        if ended:
+            self.reason = ShutdownReason.ERROR
         abandoned = await self._stop_to_the_end(abandon=abandon)
         for part in ended:
             raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
@@ -174,6 +185,7 @@ class Worker:
         Returns:
             How many runs ended, failures included.
         """
+        await self.teller.started(self._client.pool)
         self._begin()
         try:
             await asyncio.wait([*self._loops, *self._slot_tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -181,11 +193,12 @@ class Worker:
             self.hurry.set()
             await self._stop_to_the_end(abandon=False)
             raise
-        ended = self._ended()
+        ended = [part for part in self._ended() if part is not self._claiming or part.exception() is not None]
+        if ended:
+            self.reason = ShutdownReason.ERROR
         await self._stop_to_the_end(abandon=False)
         for part in ended:
-            if part is not self._claiming or part.exception() is not None:
-                raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
+            raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
         return self.releaser.ran
 
     def _begin(self) -> None:
@@ -196,6 +209,7 @@ class Worker:
         self._loops = [
             self._claiming,
             self._releasing,
+            asyncio.create_task(self.teller.run(), name="tell"),
             asyncio.create_task(self._watch(), name="watch"),
         ]
 
@@ -240,6 +254,9 @@ class Worker:
             self.claimer.look()
         else:
             self.claimer.wake()  # it may have waited for room among the outcomes
+
+    def _on_room(self) -> None:
+        self.claimer.wake()
 
     def _on_stale(self) -> None:
         self.claimer.look_and_ask()
@@ -333,13 +350,14 @@ class Worker:
         if stuck and abandon:
             for slot in stuck:
                 if slot.current is not None:
-                    self.releaser.settle(slot.current, HandBack(RETURN_DELAY))
+                    self.releaser.settle(slot.current, HandBack(RETURN_DELAY, interrupted=True))
         elif stuck:
             await self._wait_for_stuck()
             stuck = []
             deadline = time.monotonic() + total
         await self._all_released(deadline)
-        await self._close(wait_for_threads=not stuck)
+        await self.teller.finish(deadline)
+        await self._close(deadline, wait_for_threads=not stuck)
         return len(stuck)
 
     async def _end_claiming(self, patience: float) -> None:
@@ -368,7 +386,7 @@ class Worker:
             if slot.current is None:
                 task.cancel()
             elif task.done():  # it ended in an unforeseen way
-                self.releaser.settle(slot.current, HandBack(RETURN_DELAY))
+                self.releaser.settle(slot.current, HandBack(RETURN_DELAY, interrupted=True))
                 slot.current = None
         hurry = asyncio.create_task(self.hurry.wait())
         running = {task for task in self._slot_tasks if not task.done()}
@@ -409,13 +427,14 @@ class Worker:
                 self.id,
             )
 
-    async def _close(self, *, wait_for_threads: bool) -> None:
+    async def _close(self, deadline: float, *, wait_for_threads: bool) -> None:
         for task in [*self._loops, *(task for task in self._slot_tasks if wait_for_threads)]:
             task.cancel()
         ended = await asyncio.gather(*self._loops, return_exceptions=True)
         for error in ended:
             if isinstance(error, Exception):
                 logger.error("a loop of worker %s failed", self.id, exc_info=error)
+        await self.teller.stopped(self._client.pool, self.reason, deadline)
         await self.listener.close()
         await self._claim_link.close()
         await self._release_link.close()

@@ -93,7 +93,7 @@ async def _run(url: str, schema: str, sources: list[Source], *, keep: bool) -> t
         builder = make_builder(url, schema)
         async with await builder.build() as runner:
             stop = asyncio.Event()
-            requests = StopRequests(stop.set, runner.hurry)
+            requests = StopRequests(stop.set, runner.hurry, on_signal=runner.signalled)
             working = runner.spawn_background(stop)
             began = time.monotonic()
             with _progress(len(sources)) as advance:
