@@ -25,6 +25,7 @@ async def leave_names(client: BackfillClient, raw: "Raw", *names: str) -> None:
 
 
 async def test_only_queues_by_default(client: BackfillClient, raw: "Raw") -> None:
+    """C-040, R-35."""
     await leave_names(client, raw, "old", "used", "held")
     await client.enqueue("used", 1, JobSpec(queue="used"))
     await client.enqueue("used", 2)
@@ -37,6 +38,7 @@ async def test_only_queues_by_default(client: BackfillClient, raw: "Raw") -> Non
 
 
 async def test_tasks_but_those_to_keep(client: BackfillClient, raw: "Raw") -> None:
+    """C-041, R-35."""
     await leave_names(client, raw, "old", "older", "kept")
     await client.enqueue("used")
     cleared = await client.cleanup(["GC_TASK_IDENTIFIERS"], keep_tasks=["kept"])
@@ -46,6 +48,7 @@ async def test_tasks_but_those_to_keep(client: BackfillClient, raw: "Raw") -> No
 
 
 async def test_dead_jobs_only_by_name(client: BackfillClient, raw: "Raw") -> None:
+    """C-039, R-35."""
     jobs = [(await client.enqueue("t", n, JobSpec(max_attempts=1))).unwrap() for n in range(4)]
     await raw.exhaust(jobs[0].id)
     await raw.exhaust(jobs[1].id)

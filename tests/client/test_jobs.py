@@ -39,6 +39,7 @@ async def kinds(client: BackfillClient, raw: "Raw") -> Kinds:
 
 
 async def test_complete_deletes_what_nobody_runs(client: BackfillClient, raw: "Raw", kinds: Kinds) -> None:
+    """C-035, R-33."""
     done = await client.complete_jobs(kinds.listed)
     assert [job.id for job in done] == kinds.free
     assert (done[1].task_identifier, done[1].queue_name, done[1].payload) == ("t", "q", 1)
@@ -56,6 +57,7 @@ async def test_cancel_deletes_what_nobody_has_locked(client: BackfillClient, raw
 
 
 async def test_fail_moves_to_the_dead_letter_queue(client: BackfillClient, raw: "Raw", kinds: Kinds) -> None:
+    """C-036, R-33: to a place of its own, which is what is different here."""
     entries = await client.fail_jobs(kinds.listed, "customer is gone")
     assert sorted(entries) == kinds.free
     assert [job["id"] for job in await raw.jobs()] == [kinds.locked.id, kinds.beside.id]
@@ -71,6 +73,7 @@ async def test_fail_asks_for_a_reason(client: BackfillClient, kinds: Kinds) -> N
 
 
 async def test_reschedule_changes_what_is_given(client: BackfillClient, raw: "Raw", kinds: Kinds) -> None:
+    """C-037, R-33."""
     later = FUTURE + timedelta(days=1)
     changed = await client.reschedule_jobs(kinds.listed, run_at=later, priority=-3, attempts=1, max_attempts=20)
     assert [job.id for job in changed] == kinds.free
@@ -181,6 +184,7 @@ async def test_remove_of_a_running_requeued_job_leaves_its_entry_out(client: Bac
 async def test_force_unlock_frees_jobs_and_queues_of_the_given_workers_only(
     client: BackfillClient, raw: "Raw", heard: "Heard"
 ) -> None:
+    """C-038, R-34."""
     jobs = [await add(client, n, queue=f"q{n}") for n in range(4)]
     lockers = ["pool-1", "backfill-aa/17", "backfill-aab/3", "pool-2"]
     for job, locker in zip(jobs, lockers, strict=True):

@@ -171,6 +171,7 @@ async def test_a_running_job_gives_up_its_key_and_a_successor_is_added(sql: "Sql
 
 
 async def test_a_dead_job_gives_up_its_key_too(sql: "Sql") -> None:
+    """X-08."""
     first = await sql.add(job_key="k", max_attempts=2)
     await sql.exhaust(first["id"])
     second = await sql.add(job_key="k")
@@ -229,6 +230,7 @@ async def test_equal_calls_of_one_transaction_are_all_heard(sql: "Sql", heard: "
 
 @pytest.mark.parametrize("argument", ["null", "array[]::graphile_worker.job_spec[]"])
 async def test_no_specs_add_nothing_and_notify_without_payload(sql: "Sql", heard: "Heard", argument: str) -> None:
+    """X-09."""
     assert await sql.rows(f"select * from graphile_worker.add_jobs({argument})") == []
     assert await heard() == [""]
 
@@ -280,6 +282,7 @@ async def test_add_jobs_preserves_run_at_only_when_told(sql: "Sql", preserve: bo
 
 
 async def test_a_key_twice_in_one_call_adds_nothing(sql: "Sql", heard: "Heard") -> None:
+    """X-09."""
     for state in ("free", "taken"):
         with pytest.raises(asyncpg.CardinalityViolationError, match="cannot affect row a second time"):
             await sql.add_many({"identifier": "t", "job_key": state}, {"identifier": "t", "job_key": state})

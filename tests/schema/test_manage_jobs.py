@@ -93,6 +93,7 @@ async def test_remove_of_nothing_is_one_row_of_nulls(sql: "Sql", heard: "Heard",
 
 
 async def test_complete_deletes_what_does_not_run(sql: "Sql", heard: "Heard") -> None:
+    """C-035, R-33."""
     await heard()
     jobs, given, _ = await touched(sql, "complete_jobs($1)")
     assert given == {"ready", "dead", "stale"}
@@ -102,6 +103,7 @@ async def test_complete_deletes_what_does_not_run(sql: "Sql", heard: "Heard") ->
 
 @pytest.mark.parametrize(("reason", "stored"), [("given up", "given up"), (None, "Manually marked as failed")])
 async def test_permanently_fail_uses_up_the_attempts(sql: "Sql", reason: str | None, stored: str) -> None:
+    """C-036, R-33."""
     jobs, given, _ = await touched(sql, "permanently_fail_jobs($1, $2)", reason)
     assert given == {"ready", "dead", "stale"}
     for name in given:
@@ -112,6 +114,7 @@ async def test_permanently_fail_uses_up_the_attempts(sql: "Sql", reason: str | N
 
 
 async def test_reschedule_changes_what_is_given(sql: "Sql", heard: "Heard") -> None:
+    """C-037, R-33."""
     await heard()
     jobs, given, before = await touched(
         sql,
@@ -176,6 +179,7 @@ async def test_no_ids_touch_nothing(sql: "Sql", call: str, ids: list[int] | None
 
 
 async def test_force_unlock_frees_the_jobs_and_queues_of_the_workers_named(sql: "Sql", heard: "Heard") -> None:
+    """C-038, R-34."""
     mine = await sql.add(queue_name="mine")
     theirs = await sql.add(queue_name="theirs")
     for job, worker in ((mine, "w1"), (theirs, "w2")):
@@ -204,6 +208,7 @@ async def test_force_unlock_of_no_worker_frees_nothing(sql: "Sql") -> None:
 
 
 async def test_the_view_shows_jobs_with_their_names(sql: "Sql") -> None:
+    """C-042."""
     await sql.add("a", queue_name="q", job_key="k", priority=3, flags=["f"])
     job = await sql.add("b", max_attempts=4)
     await sql.lock(job["id"])

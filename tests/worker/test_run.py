@@ -172,6 +172,7 @@ def raising_in_thread(error: BaseException) -> Any:
 async def test_whatever_a_handler_raises_fails_its_job_alone(
     sql: "Sql", make_runner: "MakeRunner", where: Any, error: BaseException
 ) -> None:
+    """R-21: what a panic is in Rust."""
     ran = []
 
     @task

@@ -76,6 +76,7 @@ async def test_what_runs_may_finish_and_what_waits_is_left(sql: "Sql", run_worke
 async def test_what_was_claimed_ahead_goes_back(
     sql: "Sql", run_worker: "RunWorker", until: "Until", ahead: "Ahead"
 ) -> None:
+    """R-55."""
     await sql.add_many(4_000)
     async with run_worker(ahead.task, ready=False, queue_configs=[QueueConfig("only", 1)]) as running:
         ahead.lanes += running.worker.lanes
@@ -92,6 +93,7 @@ async def test_what_was_claimed_ahead_goes_back(
 async def test_handlers_are_cancelled_at_the_end_and_their_jobs_handed_back(
     sql: "Sql", run_worker: "RunWorker", until: "Until", queue: str | None
 ) -> None:
+    """C-023, R-58. Graphile Worker fails the job then; here a stop is nobody's failure."""
     held = Held()
     job_id = await sql.add("held", queue_name=queue)
     async with run_worker(held.task, shutdown_timeout=SHORT, ready=False) as running:

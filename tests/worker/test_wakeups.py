@@ -35,6 +35,7 @@ class Count:
 
 
 async def test_a_job_starts_by_notification(sql: "Sql", run_worker: "RunWorker", until: "Until") -> None:
+    """R-53."""
     count = Count()
     async with run_worker(count.task) as running:
         claimer = running.worker.claimer
