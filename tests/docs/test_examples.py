@@ -13,6 +13,13 @@ SAYS = {
     "basic.py": ["to root@example.com: fire", "runs: 3"],
     "in_your_transaction.py": ["placed order 1", "refused: order 2", "[{'order': 1}]"],
     "batch_jobs.py": ["attempt 1: 3 items", "attempt 2: 1 items", "sent to carol@example.com", "jobs left: 0"],
+    "hooks.py": [
+        "refused: an email needs a recipient",
+        "sent {'to': 'ada@example.com', 'from': 'office@example.com'}",
+        "spared {'to': 'bob@example.test'",
+        "lost: ConnectionError: no server for the moon",
+        "the worker has stopped",
+    ],
     "dead_letters.py": ["'12,50' is no price", "parsed 1250", "left: 0"],
 }
 

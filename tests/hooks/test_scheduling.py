@@ -155,6 +155,19 @@ async def test_a_bad_job_and_a_bad_answer_are_refused_by_name(hooked: BackfillCl
     assert await stored(hooked) == []
 
 
+@pytest.mark.parametrize("answer", [{"to": "ada"}, []], ids=["an object", "no items"])
+async def test_r_40_a_batch_job_must_come_back_with_items(answer: Any, client: BackfillClient) -> None:
+    @task("letters", batch=True)
+    async def letters(items: list[str]) -> None: ...
+
+    client.hooks.on(BeforeJobSchedule, lambda _: Continue(answer))
+    with pytest.raises(InvalidJob, match="letters is a batch task"):
+        await client.enqueue(letters, ["ada"])
+    with pytest.raises(InvalidJob, match="is a batch task"):
+        await client.enqueue_many([(letters, ["ada"]), (letters, ["bob"], JobSpec(job_key="k"))])
+    assert await stored(client) == []
+
+
 async def test_what_is_registered_later_counts_too(client: BackfillClient) -> None:
     await client.enqueue("x", 1)
     client.hooks.on(BeforeJobSchedule, lambda _: Continue(2))
