@@ -23,6 +23,7 @@ MINUTE: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 _MONTHS_AHEAD: Final = 12 * 9  # from one 29th of February to the next it can be eight years
 _MINUTES_AHEAD: Final = 32 * 1440  # how far a function is asked, minute by minute
+_BACK: Final = (timedelta(hours=1), _DAY, 32 * _DAY, 366 * _DAY, 9 * 366 * _DAY)
 _ZERO: Final = timedelta(0)
 
 
@@ -151,8 +152,8 @@ def next_run(schedule: CronSchedule, zone: ZoneInfo | None, after: datetime) -> 
 
 
 def last_run(schedule: CronSchedule, zone: ZoneInfo | None, since: datetime, before: datetime) -> datetime | None:
-    """The last run of whole minutes of UTC, from ``since`` on and before ``before``; None when there is none."""
-    for back in (timedelta(hours=1), _DAY, 32 * _DAY, 366 * _DAY, 9 * 366 * _DAY):
+    """The last run of whole minutes of UTC, from ``since`` on and before ``before``; None = none (for a function: in 32 days)."""
+    for back in _BACK if isinstance(schedule, CronPattern) else _BACK[:3]:
         start = max(since, before - back)
         latest: datetime | None = None
         for tick in runs(schedule, zone, start - MINUTE, before - MINUTE):

@@ -20,6 +20,7 @@ from typing import Final
 
 from backfill.client import BackfillClient
 from backfill.client.dlq_scanner import DeadLetterScanner
+from backfill.cron import CronItem, CronScheduler
 from backfill.db import (
     CLAIM,
     DRIVER_ERRORS,
@@ -64,6 +65,7 @@ class Worker:
         id: ``backfill-`` and 18 hex digits, new for each Worker; claims' tokens begin with it.
         hurry: Set it to cancel running handlers at once during a stop.
         reason: Why it stops, or stopped.
+        cron: What adds the jobs of cron items, in ``run``; None without items.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Worker:
         handlers: Sequence[Handler],
         client: BackfillClient,
         *,
+        cron: Sequence[CronItem] = (),
         began_at: datetime | None = None,
     ) -> None:
         self.id = f"backfill-{secrets.token_hex(9)}"
@@ -132,6 +135,7 @@ class Worker:
             for lane in self.lanes
             for _ in range(lane.config.concurrency)
         ]
+        self.cron = CronScheduler(cron, config.schema, self._maintain, hooks=client.hooks) if cron else None
         self._slot_tasks: list[asyncio.Task[None]] = []
         self._loops: list[asyncio.Task[None]] = []
         self._claiming: asyncio.Task[None] | None = None
@@ -161,6 +165,8 @@ class Worker:
             interval = self._config.dlq_processor_interval.total_seconds()
             scanner = DeadLetterScanner(self._maintain, self._config.schema, interval, moved_by=self.id)
             self._loops.append(asyncio.create_task(scanner.run(), name="dead letters"))
+        if self.cron is not None:
+            self._loops.append(asyncio.create_task(self.cron.run(), name="cron"))
         logger.info("worker %s started: %s", self.id, ", ".join(_shown(lane.config) for lane in self.lanes))
         waiter = asyncio.create_task(stop.wait())
         try:
@@ -316,6 +322,8 @@ class Worker:
     async def _stop_to_the_end(self, *, abandon: bool) -> int:
         """Stop, also when whoever waits for it is cancelled meanwhile; that hurries it, and is raised at the end."""
         self.claimer.stopping = True  # at once: slots that were cancelled together with this look at it
+        if self.cron is not None:
+            self.cron.stop()
         cancelled: asyncio.CancelledError | None = None
         stopping = asyncio.create_task(self._stop(abandon=abandon), name="stop")
         while True:
