@@ -2,7 +2,7 @@
 
 from backfill.cron.item import CronItem, MissedRuns
 from backfill.cron.match import CronMoment, CronPattern
-from backfill.cron.parse import CrontabLine, parse_crontab, parse_lines
+from backfill.cron.parse import CrontabLine, parse_crontab, parse_lines, warn_if_never
 from backfill.cron.schedule import CronScheduler
 from backfill.cron.store import KnownCrontab, known_crontabs
 from backfill.cron.words import describe
@@ -21,4 +21,5 @@ __all__ = [
     "known_crontabs",
     "parse_crontab",
     "parse_lines",
+    "warn_if_never",
 ]

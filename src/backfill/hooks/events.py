@@ -320,11 +320,11 @@ class BeforeJobSchedule(ScheduleDecision):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CronTick(Observation):
-    """A minute has begun, on each worker with a crontab.
+    """A minute has begun, on each worker with cron items; told once for each, but for those that a pause has skipped.
 
     Attributes:
         timestamp: The minute.
-        crontabs: The crontab's items.
+        crontabs: The items, each a ``CronItem``.
     """
 
     timestamp: datetime
@@ -333,11 +333,11 @@ class CronTick(Observation):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CronJobScheduled(Observation):
-    """An item of the crontab is due.
+    """This worker has added the job of a run of a cron item; those that other workers add are told there.
 
     Attributes:
         crontab: The item.
-        scheduled_at: The minute for which it is due.
+        scheduled_at: The minute of the run, which may be one that was missed before.
     """
 
     crontab: Any

@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
+import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from backfill.client import BackfillClient
-from backfill.errors import ConfigurationError
+from backfill.cron import CronItem, parse_crontab, warn_if_never
+from backfill.errors import ConfigurationError, CrontabError, CrontabProblem
 from backfill.hooks import (
     DEFAULT_BUFFER,
     Event,
@@ -25,6 +27,8 @@ from backfill.worker.config import WorkerConfig
 from backfill.worker.handler import Handler, make_handler
 from backfill.worker.worker import Worker
 
+logger = logging.getLogger(__name__)
+
 E = TypeVar("E", bound=Event)
 
 
@@ -35,6 +39,7 @@ class WorkerRunnerBuilder:
         self._config = config
         self._handlers: dict[str, Handler] = {}
         self._hooks = HookRegistry()
+        self._cron: dict[str, CronItem] = {}
 
     @property
     def config(self) -> WorkerConfig:
@@ -56,6 +61,49 @@ class WorkerRunnerBuilder:
             raise ConfigurationError(
                 f"two handlers are called {made.identifier!r}: at {other.options.where} and at {made.options.where}"
             )
+        return self
+
+    def add_cron_schedule(self, item: str | CronItem) -> Self:
+        """Add a task's jobs at set times, for as long as ``run_until_cancelled`` runs.
+
+        Args:
+            item: A line of a crontab, such as ``"0 4 * * 1-5 reports ?fill=1d"``, or an item.
+
+        Raises:
+            CrontabError: It is no such line, or another item has its identifier.
+        """
+        if isinstance(item, str):
+            items = parse_crontab(item)
+            if len(items) != 1:
+                expected = "one line of a crontab (add_crontab takes several)"
+                raise CrontabError(CrontabProblem(expected, f"{len(items)} items in {item[:80]!r}"))
+            return self._add_items(items)
+        if not isinstance(item, CronItem):
+            raise CrontabError(CrontabProblem("a line of a crontab or a CronItem", f"{item!r:.80}"))
+        warn_if_never(item, "made in code")
+        return self._add_items([item])
+
+    def add_crontab(self, text: str) -> Self:
+        """Add the items of a crontab.
+
+        Raises:
+            CrontabError: A line can't be read (all bad ones are told), or another item has the identifier of one.
+        """
+        return self._add_items(parse_crontab(text))
+
+    @property
+    def cron_items(self) -> tuple[CronItem, ...]:
+        """The items that were added."""
+        return tuple(self._cron.values())
+
+    def _add_items(self, items: Sequence[CronItem]) -> Self:
+        for item in items:
+            if item.identifier in self._cron:
+                expected = f"another identifier, such as ?id={item.identifier}-2"
+                raise CrontabError(
+                    CrontabProblem(expected, f"{item.identifier!r}, which an item has that was added before")
+                )
+        self._cron.update((item.identifier, item) for item in items)
         return self
 
     def add_plugin(self, plugin: Plugin) -> Self:
@@ -92,7 +140,8 @@ class WorkerRunnerBuilder:
             raise ConfigurationError("no job is defined: call define_job before build")
         client = BackfillClient(self._config.database_url, schema=self._config.schema, hooks=self._hooks)
         await client.open()
-        runner = WorkerRunner(self._config, tuple(self._handlers.values()), client)
+        runner = WorkerRunner(self._config, tuple(self._handlers.values()), client, self.cron_items)
+        self._warn_of_tasks()
         try:
             event = WorkerInit(pool=client.pool, schema=client.schema, concurrency=runner.worker_count)
             await self._hooks.observe(event)
@@ -101,6 +150,14 @@ class WorkerRunnerBuilder:
             raise
         return runner
 
+    def _warn_of_tasks(self) -> None:
+        """A misspelt task looks like one that other workers run."""
+        for item in self.cron_items:
+            if item.task not in self._handlers:
+                logger.warning(
+                    "cron item %s adds jobs of task %s, which this worker does not run", item.identifier, item.task
+                )
+
 
 class WorkerRunner:
     """Runs jobs with the handlers that it was built with.
@@ -108,7 +165,14 @@ class WorkerRunner:
     Use it as an async context manager, or call ``close`` when it is no longer needed: it holds a pool of connections.
     """
 
-    def __init__(self, config: WorkerConfig, handlers: tuple[Handler, ...], client: BackfillClient) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        handlers: tuple[Handler, ...],
+        client: BackfillClient,
+        cron_items: tuple[CronItem, ...] = (),
+    ) -> None:
+        self._cron_items = cron_items
         self._config = config
         self._handlers = handlers
         self._client = client
@@ -143,6 +207,8 @@ class WorkerRunner:
     async def run_until_cancelled(self, stop: asyncio.Event, *, abandon: bool = False) -> int:
         """Run jobs until ``stop`` is set, then stop in order, within the configuration's ``shutdown_timeout``.
 
+        Cron items are scheduled meanwhile.
+
         Args:
             stop: Set it to stop.
             abandon: Hand back, at the end of that time, jobs whose handlers can't be cancelled, rather than wait for them.
@@ -151,7 +217,7 @@ class WorkerRunner:
         Returns:
             How many jobs were abandoned so.
         """
-        self._worker = Worker(self._config, self._handlers, self._client)
+        self._worker = Worker(self._config, self._handlers, self._client, cron=self._cron_items)
         with self._ending_streams():
             return await self._worker.run(stop, abandon=abandon)
 
