@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
@@ -76,10 +76,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Drop the template from a server that outlives this run."""
+    """Drop the templates from a server that outlives this run."""
     if config.stash.get(owns_run, False):
         if given := os.environ.get("DATABASE_URL"):
-            asyncio.run(drop_template(GivenServer(given)))
+            asyncio.run(drop_templates(GivenServer(given)))
         del os.environ[RUN]
 
 
@@ -93,16 +93,24 @@ async def execute(server: Server, *statements: str) -> None:
         await connection.close()
 
 
-def template_name() -> str:
-    """Return the name of this run's template database."""
-    return f"backfill_test_{os.environ[RUN]}_template"
+def template_name(kind: str = "") -> str:
+    """Return the name of this run's template database of a kind."""
+    return f"backfill_test_{os.environ[RUN]}_template{kind}"
 
 
-async def make_template(server: Server) -> None:
-    """Make the template with the schema, unless another worker of this run has; under an advisory lock."""
+async def install_ours(dsn: str) -> None:
+    """Install the schema in a database."""
     from backfill.schema import install
 
-    name = template_name()
+    connection = await asyncpg.connect(dsn)
+    try:
+        await install(connection, SCHEMA)
+    finally:
+        await connection.close()
+
+
+async def make_template(server: Server, name: str, fill: Callable[[str], Awaitable[None]]) -> None:
+    """Make a template, unless another worker of this run has, under an advisory lock; `fill` installs the schema in it."""
     connection = await asyncpg.connect(server.dsn())
     try:
         await connection.fetchval("select pg_advisory_lock(hashtext($1))", name)
@@ -111,24 +119,21 @@ async def make_template(server: Server) -> None:
             return
         await connection.execute(f"drop database if exists {name} with (force)")
         await connection.execute(f"create database {name}")
-        inside = await asyncpg.connect(server.dsn(name))
-        try:
-            await install(inside, SCHEMA)
-        finally:
-            await inside.close()
+        await fill(server.dsn(name))
         await connection.execute(f"alter database {name} with is_template true allow_connections false")
     finally:
         await connection.close()
 
 
-async def drop_template(server: Server) -> None:
-    """Drop the template, if it was made."""
-    name = template_name()
+async def drop_templates(server: Server) -> None:
+    """Drop the templates that were made."""
     connection = await asyncpg.connect(server.dsn())
     try:
-        if await connection.fetchval("select exists (select from pg_database where datname = $1)", name):
-            await connection.execute(f"alter database {name} with is_template false")
-            await connection.execute(f"drop database {name} with (force)")
+        for row in await connection.fetch(
+            "select datname from pg_database where starts_with(datname, $1)", template_name()
+        ):
+            await connection.execute(f"alter database {row['datname']} with is_template false")
+            await connection.execute(f"drop database {row['datname']} with (force)")
     finally:
         await connection.close()
 
@@ -178,7 +183,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def template(server: Server) -> str:
     """The name of a database with the schema `SCHEMA`, to copy."""
-    asyncio.run(make_template(server))
+    asyncio.run(make_template(server, template_name(), install_ours))
     return template_name()
 
 

@@ -50,6 +50,19 @@ async def test_the_default_of_25_attempts_is_kept(sql: "Sql", make_runner: "Make
     assert (job["attempts"], job["max_attempts"], job["is_available"]) == (1, 25, True)
 
 
+@pytest.mark.parametrize("queue_name", [None, "q"])
+async def test_a_worker_leaves_what_is_not_its_own_bookkeeping(
+    sql: "Sql", make_runner: "MakeRunner", queue_name: str | None
+) -> None:
+    """Section 2.7 of the contract: a run and its failure move neither updated_at nor revision nor created_at."""
+    job_id = await sql.add(queue_name=queue_name, job_key="k", flags=["f"])
+    before = dict(await sql.job(job_id) or {})
+    await (await make_runner(fails)).process_available_jobs()
+    after = dict(await sql.job(job_id) or {})
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"attempts", "last_error", "run_at"}
+
+
 @pytest.mark.parametrize("dead_letters", [True, False])
 async def test_a_failure_for_good_frees_the_queue(sql: "Sql", make_runner: "MakeRunner", dead_letters: bool) -> None:
     """R-22: and the next of the queue runs."""

@@ -1,4 +1,7 @@
-"""Job keys, by the client and before a worker: C-010 to C-016, C-031 to C-034, R-23 to R-32, X-08."""
+"""Job keys, by the client and before a worker: C-010 to C-016, C-031 to C-034, R-23 to R-32, X-08.
+
+Each on functions that we installed, and on those that Node did.
+"""
 
 import asyncio
 import json
@@ -6,7 +9,10 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
+from tests.conftest import SCHEMA, install_ours, make_template, template_name
+from tests.support.graphile import NEWEST, Peer
 
 from backfill import (
     AlreadyInProgress,
@@ -20,9 +26,10 @@ from backfill import (
     WorkerContext,
     task,
 )
+from backfill.schema import install
 
 if TYPE_CHECKING:
-    from tests.conftest import Database
+    from tests.conftest import Database, Server
     from tests.worker.conftest import MakeRunner, RunWorker, Sql, Until
 
 REPLACE, PRESERVE, DEDUPE = JobKeyMode.REPLACE, JobKeyMode.PRESERVE_RUN_AT, JobKeyMode.UNSAFE_DEDUPE
@@ -52,6 +59,28 @@ class Ran:
                 raise RuntimeError("not yet")
 
         self.task = note
+
+
+@pytest.fixture(scope="session", params=["our functions", "Node's functions"])
+def template(server: "Server", request: pytest.FixtureRequest) -> str:
+    """The database that this module's are copies of."""
+    if request.param == "our functions":
+        name, fill = template_name(), install_ours
+    else:
+        request.getfixturevalue("node_packages")
+        name, fill = template_name("_by_node"), installed_by_node
+    asyncio.run(make_template(server, name, fill))
+    return name
+
+
+async def installed_by_node(dsn: str) -> None:
+    node = await Peer.start(NEWEST, dsn, SCHEMA)
+    await node.ask("migrate")
+    await node.end()
+    connection = await asyncpg.connect(dsn)
+    done = await install(connection, SCHEMA)
+    await connection.close()
+    assert not [what for what in done if "revision" in what], "the functions must be Node's"
 
 
 @pytest.fixture

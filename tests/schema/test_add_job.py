@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from backfill.sql import quote_ident
+
 if TYPE_CHECKING:
-    from tests.schema.conftest import Heard, Sql
+    from tests.schema.conftest import Heard, Roles, Sql
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 MUCH_LATER = datetime(2200, 1, 1, tzinfo=UTC)
@@ -138,6 +140,23 @@ async def test_two_arrays_are_joined_anything_else_is_replaced(sql: "Sql", old: 
     await sql.add(job_key="k", payload=old)
     job = await sql.add(job_key="k", payload=new)
     assert json.loads(job["payload"]) == merged
+
+
+async def test_joined_arrays_follow_the_rules_of_jsonb(sql: "Sql") -> None:
+    """Key order, repeated keys and whitespace of both normalise; until then, arbitrary text survives."""
+    await sql.add(job_key="k", payload='[ {"b":1,"a":2, "a":3} ]')
+    assert (await sql.job(1))["payload"] == '[ {"b":1,"a":2, "a":3} ]'
+    job = await sql.add(job_key="k", payload="[1.50,  null]")
+    assert job["payload"] == '[{"a": 3, "b": 1}, 1.50, null]'
+
+
+@pytest.mark.parametrize("first", ['["\\u0000"]', "[1]"])
+async def test_arrays_that_jsonb_refuses_are_not_joined_and_nothing_changes(sql: "Sql", first: str) -> None:
+    job = await sql.add(job_key="k", payload=first)
+    with pytest.raises(asyncpg.PostgresError) as caught:
+        await sql.add(job_key="k", payload='["\\u0000"]')
+    assert caught.value.sqlstate == "22P05"
+    assert dict(await sql.job(job["id"])) == dict(job)
 
 
 async def test_preserve_run_at_keeps_the_time_of_a_job_that_has_not_been_tried(sql: "Sql") -> None:
@@ -335,6 +354,41 @@ async def test_numbers_out_of_range_in_json_specs_name_the_value(sql: "Sql") -> 
 async def test_longest_names_and_extreme_numbers_are_taken(sql: "Sql") -> None:
     job = await sql.add("i" * 128, queue_name="q" * 128, job_key="k" * 512, max_attempts=32767, priority=-32768)
     assert (job["max_attempts"], job["priority"], len(job["key"])) == (32767, -32768, 512)
+
+
+async def test_many_keys_take_no_advisory_lock(sql: "Sql") -> None:
+    """The Rust port takes one for each key: with the server's default settings, 20,000 are too many."""
+    async with sql.connection.transaction():
+        added = await sql.value(
+            "select count(*) from graphile_worker.add_jobs(array(select row('t', null, null, null, null, 'k' || n, null,"
+            " null)::graphile_worker.job_spec from generate_series(1, 20000) as n))",
+        )
+        assert added == 20_000
+        assert await sql.value("select count(*) from pg_locks where locktype = 'advisory'") == 0
+
+
+@pytest.mark.parametrize("call", ["add_job('t')", "add_job('t', job_key => 'k', job_key_mode => 'unsafe_dedupe')"])
+async def test_row_level_security_stops_a_role_that_is_not_the_owner(sql: "Sql", roles: "Roles", call: str) -> None:
+    """However many rights it has; and an owner's SECURITY DEFINER function lets it in."""
+    schema = quote_ident(sql.schema)
+    role = await roles.make(
+        f"grant usage on schema {schema} to {{role}}",
+        f"grant all on all tables in schema {schema} to {{role}}",
+        f"grant all on all sequences in schema {schema} to {{role}}",
+    )
+    await sql.run(
+        f"create function public.add_for_all() returns bigint language sql security definer"
+        f" as $$ select (graphile_worker.{call}).id $$"
+    )
+    await sql.connection.execute(f"set role {quote_ident(role)}")
+    with pytest.raises(
+        asyncpg.InsufficientPrivilegeError, match=r"row-level security policy for table .*_private_tasks"
+    ):
+        await sql.rows(f"select * from graphile_worker.{call}")
+    assert await sql.value("select public.add_for_all()") is not None
+    assert await sql.value("select count(*) from graphile_worker._private_jobs") == 0
+    assert await sql.value("select count(*) from graphile_worker.jobs") == 1, "the view runs with its owner's rights"
+    await sql.connection.execute("reset role")
 
 
 async def test_times_are_the_databases_and_one_transaction_has_one(sql: "Sql") -> None:
