@@ -256,3 +256,7 @@ class TemporaryUnavailable(WorkerError):  # noqa: N818 - a name of the public su
 
 class JobFailed(WorkerError):  # noqa: N818 - a name of the public surface
     """The job failed for a reason that none of the others names; retryable."""
+
+
+class ClaimLost(WorkerError):  # noqa: N818 - named like the others
+    """The worker no longer holds the job: its lease ended, or the claim was taken away. What it did not do is done elsewhere."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ALL = (-32768, 32767)
 HOUR = timedelta(hours=1)
+ANY = True  # suspects too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,10 @@ class Claims:
         """Of the last claim."""
         return f"{self.worker}/{self.number}"
 
+    async def register(self, lease: float = 3600) -> None:
+        """Have a row among the workers."""
+        await self.sql.named("register_worker", self.worker, "here", 1, "0", "[]", [], "alive", lease)
+
     async def take(
         self,
         idle: int = 10,
@@ -131,19 +136,22 @@ class Claims:
         tasks: Sequence[str] = ("task",),
         other_queues: Sequence[str] = (),
         began_at: datetime | None = None,
+        suspects: bool = True,
     ) -> list[asyncpg.Record]:
         """Claim for one lane; the rows in the order in which a worker would run them."""
         piece = ([0], [priorities[0]], [priorities[1]], [idle], [idle if wanted is None else wanted])
         self.number += 1
         rows = await self.sql.named(
-            "claim_jobs", self.token, await self.task_ids(tasks), *piece, list(other_queues), began_at, []
+            "claim_jobs", self.token, await self.task_ids(tasks), *piece, list(other_queues), began_at, [], suspects
         )
         return sorted(rows, key=lambda row: (row["priority"], row["run_at"], row["id"]))
 
-    async def take_head(self, queue: str, tasks: Sequence[str] = ("task",)) -> list[asyncpg.Record]:
+    async def take_head(
+        self, queue: str, tasks: Sequence[str] = ("task",), *, suspects: bool = True
+    ) -> list[asyncpg.Record]:
         """Claim for the lane of a queue."""
         self.number += 1
-        return await self.sql.named("claim_queue_head", self.token, await self.task_ids(tasks), queue, None)
+        return await self.sql.named("claim_queue_head", self.token, await self.task_ids(tasks), queue, None, suspects)
 
     async def task_ids(self, tasks: Sequence[str]) -> list[int]:
         rows = await self.sql.rows(
@@ -226,7 +234,9 @@ async def make_claims(db: "Database") -> Callable[[str], Awaitable[Claims]]:
     """A function that opens a session which claims as the worker of that name."""
 
     async def make(worker: str) -> Claims:
-        return Claims(Sql(await db.connect(server_settings=dict(WORKER_SETTINGS)), db.schema), worker)
+        made = Claims(Sql(await db.connect(server_settings=dict(WORKER_SETTINGS)), db.schema), worker)
+        await made.register()
+        return made
 
     return make
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.worker.conftest import ANY
 
 from backfill.sql import statement, text
 
@@ -97,12 +98,13 @@ async def arguments(name: str, claims: "Claims", jobs: list[int]) -> tuple[Any, 
     """What a worker would send for some jobs that it holds."""
     tokens = ["w/1"] * len(jobs)
     tasks = await claims.task_ids(["task"])
+    token, piece = claims.token, (tasks, [0], [-32768], [32767], [10], [10])
     held: tuple[list[Any], ...] = ([], [], jobs, tokens)
     more: dict[str, tuple[Any, ...]] = {
-        "claim_jobs": ("w/1", tasks, [0], [-32768], [32767], [10], [10], [], None, []),
-        "claim_queue_head": ("w/1", tasks, "q1", None),
-        "claim_jobs_without_flags": ("w/1", tasks, [0], [-32768], [32767], [10], [10], [], None, [], ["f"]),
-        "claim_queue_head_without_flags": ("w/1", tasks, "q1", None, ["f"]),
+        "claim_jobs": (token, *piece, [], None, [], ANY),
+        "claim_queue_head": (token, tasks, "q1", None, True),
+        "claim_jobs_without_flags": (token, *piece, [], None, [], True, ["f"]),
+        "claim_queue_head_without_flags": (token, tasks, "q1", None, True, ["f"]),
         "free_queues_without_flags": (tasks, [], [], 10, ["f"]),
         "next_due": (tasks,),
         "release_failed": (
@@ -151,7 +153,8 @@ async def claim_pages(claims: "Claims", *, idle: int = 10, wanted: int = 10) -> 
     prepared = Prepared(claims.sql)
     await prepared.prepare("claim_jobs")
     tasks = await claims.task_ids(["task"])
-    plan = await prepared.explain("claim_jobs", "w/1", tasks, [0], [-32768], [32767], [idle], [wanted], [], None, [])
+    piece = ([0], [-32768], [32767], [idle], [wanted])
+    plan = await prepared.explain("claim_jobs", claims.token, tasks, *piece, [], None, [], ANY)
     await claims.sql.run("deallocate claim_jobs")
     return pages(plan), int(plan["Actual Rows"])
 

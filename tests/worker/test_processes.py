@@ -16,7 +16,8 @@ from tests.worker import process_tasks as tasks
 from backfill.errors import ConfigurationError
 from backfill.model import Job, task
 from backfill.worker import WorkerConfig, WorkerRunner
-from backfill.worker.processes import Processes, boot_time
+from backfill.worker.lease import boot_time
+from backfill.worker.processes import Processes
 from backfill.worker.wire import Run
 
 if TYPE_CHECKING:

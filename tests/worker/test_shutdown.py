@@ -343,7 +343,7 @@ async def test_a_slot_that_ends_by_itself_stops_the_worker_in_order(
     await until(lambda: held.started == 1, "one slot is busy")
     worker = runner.worker
     assert worker is not None
-    next(task for slot, task in zip(worker.slots, worker._slot_tasks, strict=True) if slot.current is None).cancel()
+    next(task for slot, task in zip(worker.slots, worker.slot_tasks, strict=True) if slot.current is None).cancel()
     await until(lambda: worker.claimer.stopping, "it stops")
     held.may_end.set()
     async with asyncio.timeout(30):

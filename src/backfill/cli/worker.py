@@ -162,7 +162,7 @@ def _refuse_settings(cli: Cli, loaded: Loaded, options: dict[str, Any]) -> None:
 
 async def _run_once(cli: Cli, builder: WorkerRunnerBuilder) -> int:
     async with await builder.build() as runner:
-        running = asyncio.create_task(runner.process_available_jobs())
+        running = asyncio.create_task(runner.process_available_jobs(abandon=True))
         requests = StopRequests(
             running.cancel, runner.hurry, "jobs that run are cancelled and handed back", on_signal=runner.signalled
         )

@@ -61,6 +61,14 @@ returning jobs.id, jobs.task_id, jobs.job_queue_id as queue_id, jobs.key, jobs.f
           end as queue_name,
           jobs.max_attempts, jobs.last_error, jobs.created_at, jobs.updated_at, jobs.locked_at, jobs.revision
 
+-- fragment: own_row
+-- The row of the worker whose token $1 is, locked against being declared dead until this has committed; none if it is dead.
+select 1
+    from graphile_worker.backfill_workers as workers
+   where workers.id = split_part($1::text, '/', 1)
+     and workers.dead_at is null
+     for key share skip locked
+
 -- name: claim_jobs
 -- variant: claim_jobs_without_flags
 -- Claims due jobs for the lanes that take priorities: $3–$7 describe pieces of lanes (lane number, lowest and highest
@@ -73,18 +81,25 @@ returning jobs.id, jobs.task_id, jobs.job_queue_id as queue_id, jobs.key, jobs.f
 -- come after such a job that had to be left.
 -- $8 are queues with a lane of their own, $10 queues to look behind; $9, where it is not null, is when the caller began: only what was due then, or
 -- was made since to run at once, is taken.
+-- A suspect (a worker died with it in its hands) is never claimed ahead, and one at most is claimed, none without $11.
+-- Nothing is claimed for a worker that counts as dead.
 -- takes: token text, task_ids int4[], lanes int4[], lows int2[], highs int2[], idle int4[], wanted int4[]
--- takes: other_queues text[], began_at timestamptz, passed_queues int4[]
+-- takes: other_queues text[], began_at timestamptz, passed_queues int4[], suspects bool
 --+ -- takes: forbidden_flags text[]
 -- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
 -- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
-with piece as materialized (
-  select * from unnest($3::int4[], $4::int2[], $5::int2[], $6::int4[], $7::int4[]) as p(lane, low, high, idle, wanted)
+with alive as materialized (
+-- include: own_row
+),
+piece as materialized (
+  select *
+    from unnest($3::int4[], $4::int2[], $5::int2[], $6::int4[], $7::int4[]) as p(lane, low, high, idle, wanted)
+   where exists (select 1 from alive)
 ),
 free as materialized (
   select piece.lane, piece.idle, piece.wanted, found.id, found.priority, found.run_at, found.keyed,
-         null::int4 as queue_id
+         found.suspect, null::int4 as queue_id
     from piece
    cross join lateral (
      with recursive level(priority) as (
@@ -107,17 +122,18 @@ free as materialized (
          from level
         where level.priority is not null
      )
-     select due.id, due.priority, due.run_at, due.keyed
+     select due.id, due.priority, due.run_at, due.keyed, due.suspect
        from level
       cross join lateral (
-        select jobs.id, jobs.priority, jobs.run_at, jobs.key is not null as keyed
+        select jobs.id, jobs.priority, jobs.run_at, jobs.key is not null as keyed,
+               jobs.flags is not null and strpos(jobs.flags::text, '"backfill:crashes=') > 0 as suspect
           from graphile_worker._private_jobs as jobs
          where jobs.is_available = true
            and jobs.job_queue_id is null
            and jobs.priority = level.priority
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
-           --+ and (jobs.flags is null or not jobs.flags ?| $11::text[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $12::text[])
            and ($9::timestamptz is null
                 or jobs.run_at <= $9::timestamptz
                 or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
@@ -159,7 +175,7 @@ candidate as materialized (
            and jobs.priority = level.priority
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
-           --+ and (jobs.flags is null or not jobs.flags ?| $11::text[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $12::text[])
            and (jobs.job_queue_id is null
                 or (jobs.job_queue_id <> all($10::int4[])
                     and (select queues.is_available and queues.queue_name <> all($8::text[])
@@ -195,7 +211,7 @@ queue as materialized (
 ),
 head as materialized (
   select queue.lane, queue.idle, queue.wanted, first.id, first.priority, first.run_at, true as keyed,
-         queue.queue_id
+         first.suspect, queue.queue_id
     from queue
    cross join lateral (
      select tie.id
@@ -205,32 +221,41 @@ head as materialized (
         and tie.run_at = queue.run_at
         and tie.job_queue_id = queue.queue_id
         and tie.task_id = any($2::int4[])
-        --+ and (tie.flags is null or not tie.flags ?| $11::text[])
+        --+ and (tie.flags is null or not tie.flags ?| $12::text[])
       order by tie.id + 0  -- not by the primary key's index, which would read all older jobs
       limit 1
    ) as lowest
    cross join lateral (
-     select jobs.id, jobs.priority, jobs.run_at
+     select jobs.id, jobs.priority, jobs.run_at,
+            jobs.flags is not null and strpos(jobs.flags::text, '"backfill:crashes=') > 0 as suspect
        from graphile_worker._private_jobs as jobs
       where jobs.id = lowest.id
         and jobs.is_available = true
         and jobs.run_at <= now()
         and jobs.job_queue_id = queue.queue_id
         and jobs.task_id = any($2::int4[])
-        --+ and (jobs.flags is null or not jobs.flags ?| $11::text[])
+        --+ and (jobs.flags is null or not jobs.flags ?| $12::text[])
         for update skip locked
    ) as first
 ),
-ranked as (
+fair as (
   select found.*,
-         row_number() over (partition by found.lane order by found.priority, found.run_at, found.id) as place
+         found.suspect
+           and row_number() over (partition by found.suspect order by found.priority, found.run_at, found.id) > 1 as left_out
     from (select * from free union all select * from head) as found
+   where $11::bool or not found.suspect
+),
+ranked as (
+  select fair.*,
+         row_number() over (partition by fair.lane order by fair.priority, fair.run_at, fair.id) as place
+    from fair
+   where not fair.left_out
 ),
 picked as materialized (
   select fit.id, fit.queue_id
     from (
       select ranked.*,
-             count(*) filter (where ranked.keyed and ranked.place > ranked.idle)
+             count(*) filter (where (ranked.keyed or ranked.suspect) and ranked.place > ranked.idle)
                over (partition by ranked.lane order by ranked.place) as left_over
         from ranked
     ) as fit
@@ -241,16 +266,21 @@ picked as materialized (
 
 -- name: claim_queue_head
 -- variant: claim_queue_head_without_flags
--- Claims the first due job of the queue of that name, for the lane that is the queue's own; nothing while it is held.
--- takes: token text, task_ids int4[], queue_name text, began_at timestamptz
+-- Claims the first due job of the queue of that name, for the lane that is the queue's own; nothing while it is held, nor,
+-- without $5, when that job is a suspect.
+-- takes: token text, task_ids int4[], queue_name text, began_at timestamptz, suspects bool
 --+ -- takes: forbidden_flags text[]
 -- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
 -- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
-with queue as materialized (
+with alive as materialized (
+-- include: own_row
+),
+queue as materialized (
   select queues.id
     from graphile_worker._private_job_queues as queues
    where queues.queue_name = $3::text
+     and exists (select 1 from alive)
      and queues.is_available
      for update skip locked
 ),
@@ -259,17 +289,17 @@ picked as materialized (
     from queue
    cross join lateral (
 -- include: levels
-     select due.id
+     select due.id, due.suspect
        from level
       cross join lateral (
-        select jobs.id
+        select jobs.id, jobs.flags is not null and strpos(jobs.flags::text, '"backfill:crashes=') > 0 as suspect
           from graphile_worker._private_jobs as jobs
          where jobs.is_available = true
            and jobs.priority = level.priority
            and jobs.run_at <= now()
            and jobs.job_queue_id = queue.id
            and jobs.task_id = any($2::int4[])
-           --+ and (jobs.flags is null or not jobs.flags ?| $5::text[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $6::text[])
            and ($4::timestamptz is null
                 or jobs.run_at <= $4::timestamptz
                 or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
@@ -279,6 +309,7 @@ picked as materialized (
       ) as due
       limit 1
    ) as first
+   where $5::bool or not first.suspect
 ),
 -- include: take_jobs
 

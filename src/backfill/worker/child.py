@@ -21,7 +21,8 @@ from backfill.worker.batch import ItemsFailedError, settle_items
 from backfill.worker.classify import describe, detail, is_retryable
 from backfill.worker.context import WorkerContext
 from backfill.worker.handler import Handler, make_handler
-from backfill.worker.processes import DEADLINE, boot_time
+from backfill.worker.lease import boot_time
+from backfill.worker.processes import DEADLINE
 from backfill.worker.wire import LENGTH, Ended, Logged, Run, frame, orders
 
 if TYPE_CHECKING:
@@ -54,6 +55,16 @@ class ProcessContext(WorkerContext):
         """
         raise AttributeError(
             "ctx.pool is not to be had in a handler with executor='process': open a connection of its own"
+        )
+
+    def transaction(self) -> NoReturn:
+        """There is none here.
+
+        Raises:
+            AttributeError: Always.
+        """
+        raise AttributeError(
+            "ctx.transaction is not to be had in a handler with executor='process': open a connection of its own"
         )
 
     async def enqueue(self, *_: Any, **__: Any) -> NoReturn:

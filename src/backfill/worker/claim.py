@@ -24,6 +24,7 @@ from backfill.worker.claimed import Claimed
 from backfill.worker.forbidden import ForbiddenFlags, ForbiddenFlagsError, flags_now
 from backfill.worker.handler import Handler
 from backfill.worker.lane import Lane
+from backfill.worker.lease import Fence, Lease
 from backfill.worker.link import Link
 from backfill.worker.release import Releaser
 from backfill.worker.teller import Teller
@@ -61,6 +62,7 @@ class Claimer:
         poll_interval: float,
         is_listening: Callable[[], bool],
         reconcile: Callable[[], Awaitable[bool]],
+        lease: Lease,
         began_at: datetime | None = None,
         forbidden_flags: ForbiddenFlags = None,
     ) -> None:
@@ -76,6 +78,7 @@ class Claimer:
             poll_interval: Seconds between polls while ``is_listening`` says no.
             is_listening: Whether notifications are known to arrive.
             reconcile: Called after the connection was lost, before the next claim; whether it could do all of it.
+            lease: Nothing is claimed without it.
             began_at: The database's time at the start of a run that ends when nothing due is left; None to go on for ever.
             forbidden_flags: Jobs with these are not claimed.
         """
@@ -103,6 +106,8 @@ class Claimer:
         self._poll_interval = poll_interval
         self._is_listening = is_listening
         self._reconcile = reconcile
+        self._lease = lease
+        self._suspect: Claimed | None = None
         self._began_at = began_at
         self._forbidden_flags = forbidden_flags
         self._event = asyncio.Event()
@@ -201,10 +206,14 @@ class Claimer:
     def _nothing_left(self, released: int) -> bool:
         """After a round that claimed nothing: whether nothing runs either, and nothing ended meanwhile."""
         looks = any(lane.hungry for lane in self._lanes.values())
-        return not looks and not self._releaser.held and released == self._releaser.ran
+        idle = not looks and not self._releaser.held and released == self._releaser.ran
+        return idle and self._lease.fence.stands()
 
     async def _round(self) -> int:
         """Claim once for every lane that wants jobs; how many came."""
+        if not self._lease.fence.stands():
+            return 0
+        self._look_for_suspects()
         losses = self._link.losses
         if losses != self._losses:
             if await self._reconcile():
@@ -287,11 +296,19 @@ class Claimer:
         if not pieces:
             return 0
         columns: list[Any] = [list(column) for column in zip(*pieces, strict=True)]
-        token, sent_at = self._next_token(), time.monotonic()
-        args = (token, self._task_ids, *columns, self._other_queues, self._began_at, self._passed)
+        token, sent_at, fence = self._next_token(), time.monotonic(), self._lease.fence
+        args = (
+            token,
+            self._task_ids,
+            *columns,
+            self._other_queues,
+            self._began_at,
+            self._passed,
+            self._suspect is None,
+        )
         rows = await self._fetch_permitted("claim_jobs", "claim_jobs_without_flags", *args)
         jobs: dict[int, list[Claimed]] = {number: [] for number in asked}
-        for job in self._received(rows, token, None):
+        for job in self._received(rows, token, fence, None):
             jobs.setdefault(job.lane.number, []).append(job)
         for number, (idle, wanted) in asked.items():
             self._lanes[number].claimed(idle, wanted, len(jobs[number]))
@@ -320,11 +337,11 @@ class Claimer:
             self.look_in(quiet_until - now)
             lane.claimed(idle, idle, 0)
             return 0
-        token = self._next_token()
-        args = (token, self._task_ids, queue_name, self._began_at)
+        token, fence = self._next_token(), self._lease.fence
+        args = (token, self._task_ids, queue_name, self._began_at, self._suspect is None)
         rows = await self._fetch_permitted("claim_queue_head", "claim_queue_head_without_flags", *args)
         if rows:
-            lane.put(self._received(rows, token, lane))
+            lane.put(self._received(rows, token, fence, lane))
         else:
             lane.claimed(idle, idle, 0)
             self._quiet_until[lane.number] = now + _QUIET * (time.monotonic() - now)
@@ -341,11 +358,25 @@ class Claimer:
         self.claims += 1
         return f"{self._worker_id}/{self.claims}"
 
-    def _received(self, rows: Sequence[asyncpg.Record], token: str, lane: Lane | None) -> list[Claimed]:
+    def _look_for_suspects(self) -> None:
+        """If the suspect that ran is released: there may be another one."""
+        suspect = self._suspect
+        if suspect is not None and self._releaser.held.get(suspect.id) is not suspect:
+            self._suspect = None
+            self._quiet_until.clear()
+            self.look()
+
+    def _received(self, rows: Sequence[asyncpg.Record], token: str, fence: Fence, lane: Lane | None) -> list[Claimed]:
         now, held, by_task = time.monotonic(), self._releaser.held, self._by_task
-        jobs = [Claimed(row, token, lane or self._lane_of(row[6]), by_task[row[1]], now) for row in rows]
+        jobs = [
+            Claimed(row, token, lane or self._lane_of(row[6]), by_task[row[1]], claimed_at=now, fence=fence)
+            for row in rows
+        ]
         for job in jobs:
             held[job.id] = job
+            if job.is_suspect:
+                self._suspect = job
+                self.look()  # other suspects were left, and what comes behind them
         if jobs and self._teller.hooks.wants(LocalQueueGetJobsComplete):
             self._teller.tell([LocalQueueGetJobsComplete(worker_id=self._worker_id, jobs_count=len(jobs))])
         return jobs

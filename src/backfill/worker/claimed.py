@@ -12,6 +12,7 @@ from backfill.model import Extras, Job, decode_flags_text, has_extras
 if TYPE_CHECKING:
     from backfill.worker.handler import Handler
     from backfill.worker.lane import Lane
+    from backfill.worker.lease import Fence
 
 
 _ARRAY: Final = re.compile(r"\s*\[")
@@ -33,6 +34,7 @@ class Claimed:
         keyed: Whether it had a key when it was claimed.
         priority: Its priority.
         due: Its run_at.
+        fence: The worker's lease when it was claimed.
         requeued: Whether it may be out of the dead letter queue: its flag says so, or it has a key, and whoever added the job
             again under its key has dropped the flag.
         released: Whether its row has been released, and only its queue has not.
@@ -43,6 +45,7 @@ class Claimed:
         "_extras",
         "claimed_at",
         "due",
+        "fence",
         "handler",
         "id",
         "keyed",
@@ -56,7 +59,9 @@ class Claimed:
         "token",
     )
 
-    def __init__(self, row: asyncpg.Record, token: str, lane: "Lane", handler: "Handler", claimed_at: float) -> None:
+    def __init__(
+        self, row: asyncpg.Record, token: str, lane: "Lane", handler: "Handler", *, claimed_at: float, fence: "Fence"
+    ) -> None:
         self.id: int = row[0]
         self.queue_id: int | None = row[2]
         self.keyed = row[3] is not None
@@ -67,6 +72,7 @@ class Claimed:
         self.lane = lane
         self.handler = handler
         self.claimed_at = claimed_at
+        self.fence = fence
         self.released = False
         self.seconds = 0.0
         self._extras: Extras | None = None
@@ -83,6 +89,11 @@ class Claimed:
     def adds_up(self) -> bool:
         """Whether it is an array under a key: what is added under the key while it runs then comes on top of it."""
         return self.keyed and _ARRAY.match(self.row[8]) is not None
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether a worker has died with it in its hands."""
+        return has_extras(self.row[4]) and self.extras.crashes > 0
 
     @property
     def attempt(self) -> int:

@@ -10,11 +10,13 @@ from typing import Any, Final, Self
 from backfill.db import DEFAULT_SCHEMA, check_schema_name
 from backfill.errors import ConfigurationError
 from backfill.worker.forbidden import ForbiddenFlags, checked_forbidden
+from backfill.worker.lease import LEAST
 
 LOWEST_PRIORITY: Final = -32768
 HIGHEST_PRIORITY: Final = 32767
 DEAD_LETTER_QUEUE: Final = "dead_letter"
 _MAX_CONCURRENCY: Final = 10_000
+_LONGEST_LEASE: Final = 86_400.0  # seconds
 _MOST_DIGITS: Final = 9  # of a number in the environment: milliseconds for eleven days, seconds for thirty years
 
 
@@ -94,6 +96,8 @@ class WorkerConfig:
             it looks every 2 s (or this, if longer).
         dlq_processor_interval: Time between scans for used-up jobs that other workers or crashes left; None turns the dead
             letter queue off: jobs that failed for good then stay in the queue, used up.
+        lease: How long the worker may be silent before others take its jobs over, at least 5 s. It says that it lives six times
+            in that time.
         shutdown_timeout: How long a stop may take in all. The last five seconds (or half of it, if shorter) are for
             handlers that have to be cancelled.
         log_jobs: Log a line at INFO for each job that ends well.
@@ -109,6 +113,7 @@ class WorkerConfig:
     queue_configs: Sequence[QueueConfig] = (QueueConfig("default", 10),)
     poll_interval: timedelta = timedelta(milliseconds=200)
     dlq_processor_interval: timedelta | None = timedelta(seconds=60)
+    lease: timedelta = timedelta(seconds=30)
     shutdown_timeout: timedelta = timedelta(seconds=30)
     log_jobs: bool = False
     listen_url: str | None = None
@@ -129,6 +134,10 @@ class WorkerConfig:
                 raise ConfigurationError(f"two lanes have the {what} {twice!r}")
         for name in ("poll_interval", "shutdown_timeout"):
             _positive(name, getattr(self, name))
+        if not LEAST <= self.lease.total_seconds() <= _LONGEST_LEASE:
+            raise ConfigurationError(
+                f"lease is {self.lease!r}: give a timedelta of {LEAST:g} to {_LONGEST_LEASE:g} seconds"
+            )
         if self.dlq_processor_interval is not None:
             _positive("dlq_processor_interval", self.dlq_processor_interval)
         object.__setattr__(self, "forbidden_flags", checked_forbidden(self.forbidden_flags))
@@ -147,7 +156,7 @@ class WorkerConfig:
 
         Read are ``DATABASE_URL``, ``BACKFILL_LISTEN_URL``, ``GRAPHILE_WORKER_SCHEMA``, ``FAST_QUEUE_CONCURRENCY`` (10, priorities below 0),
         ``BULK_QUEUE_CONCURRENCY`` (5, priorities from 0), ``DEAD_LETTER_QUEUE_CONCURRENCY`` (2, the serial queue
-        ``dead_letter``; 0 = no such lane), ``POLL_INTERVAL_MS`` (200), ``SHUTDOWN_TIMEOUT_SECS`` (30),
+        ``dead_letter``; 0 = no such lane), ``POLL_INTERVAL_MS`` (200), ``SHUTDOWN_TIMEOUT_SECS`` (30), ``BACKFILL_LEASE_SECS`` (30),
         ``DLQ_PROCESSOR_INTERVAL_SECS`` (60; 0 = off) and ``BACKFILL_FORBIDDEN_FLAGS`` (names, with commas between). An
         unset or empty variable means its default.
 
@@ -164,6 +173,7 @@ class WorkerConfig:
             "schema": env.text("GRAPHILE_WORKER_SCHEMA", DEFAULT_SCHEMA),
             "listen_url": env.text("BACKFILL_LISTEN_URL", "") or None,
             "poll_interval": timedelta(milliseconds=env.number("POLL_INTERVAL_MS", 200, least=1)),
+            "lease": timedelta(seconds=env.number("BACKFILL_LEASE_SECS", 30, least=int(LEAST))),
             "shutdown_timeout": timedelta(seconds=env.number("SHUTDOWN_TIMEOUT_SECS", 30, least=1)),
             "dlq_processor_interval": (
                 timedelta(seconds=seconds)
@@ -191,6 +201,10 @@ class WorkerConfig:
     def with_dlq_processor_interval(self, interval: timedelta | None) -> Self:
         """The same with another interval of the scan for used-up jobs; None turns the dead letter queue off."""
         return dataclasses.replace(self, dlq_processor_interval=interval)
+
+    def with_lease(self, lease: timedelta) -> Self:
+        """The same with another lease."""
+        return dataclasses.replace(self, lease=lease)
 
     def with_shutdown_timeout(self, timeout: timedelta) -> Self:
         """The same with another time for a stop."""

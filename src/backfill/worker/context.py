@@ -1,10 +1,14 @@
 """What a handler is given besides its payload."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from backfill.errors import ClaimLost
 from backfill.model import EnqueueOutcome, Job, JobSpec
+from backfill.sql import text
 
 if TYPE_CHECKING:
     from backfill.client import BackfillClient
@@ -17,6 +21,9 @@ class WorkerContext:
     """The job that runs, and ways to reach the database and the queue. Read-only.
 
     A handler gets it through the one parameter that is annotated ``WorkerContext``.
+
+    What reaches the database through it is refused with ``ClaimLost`` once the worker's lease is over: another worker may
+    be running the job by then.
     """
 
     __slots__ = ("_claimed", "_client", "_job", "_worker_id")
@@ -36,8 +43,37 @@ class WorkerContext:
 
     @property
     def pool(self) -> "Pool":
-        """Connections for handlers; the worker's own are others, so using these up does not stop it."""
+        """Connections for handlers; the worker's own are others, so using these up does not stop it.
+
+        Ask for it each time, rather than keep it: that is when it looks whether the job is still this worker's.
+
+        Raises:
+            ClaimLost: The worker's lease is over.
+        """
+        self._claimed.fence.check(self._claimed.id, "use the pool")
         return self._client.pool
+
+    @asynccontextmanager
+    async def transaction(self) -> "AsyncIterator[Connection]":
+        """A connection of the pool with a transaction, which commits only if the job is still this worker's.
+
+        Whether it is, is asked in the transaction itself, last of all: so of two runs of one job, such as after a freeze of
+        the machine, at most one commits.
+
+        Yields:
+            The connection. The transaction commits at the end of the block, and is rolled back by any error.
+
+        Raises:
+            ClaimLost: The worker's lease is over, or the claim was taken away; nothing was committed.
+        """
+        claimed, client = self._claimed, self._client
+        async with self.pool.acquire() as connection, connection.transaction():
+            yield connection
+            claimed.fence.check(claimed.id, "commit a transaction")
+            if not await connection.fetchval(text("hold_claim", client.schema), claimed.id, claimed.token):
+                raise ClaimLost(
+                    f"the claim of job {claimed.id} was taken away while it ran: its transaction is rolled back"
+                )
 
     @property
     def worker_id(self) -> str:
@@ -64,5 +100,9 @@ class WorkerContext:
             payload: Any JSON value; left out it is ``{}``.
             spec: When and how it runs.
             connection: A connection in whose transaction the job is added; else it is added at once.
+
+        Raises:
+            ClaimLost: The worker's lease is over.
         """
+        self._claimed.fence.check(self._claimed.id, "add jobs")
         return await self._client.enqueue(task, payload, spec, connection=connection)

@@ -27,7 +27,6 @@ import socket
 import struct
 import sys
 import tempfile
-import time
 from collections.abc import Awaitable
 from mmap import mmap
 from typing import Any, Final
@@ -37,7 +36,6 @@ import msgspec
 from backfill.errors import WorkerError
 from backfill.worker.wire import LENGTH, Ended, Logged, Run, frame, reports
 
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _ENDS: Final = 5.0  # seconds that an idle process is given to end at a stop
 DEADLINE: Final = struct.Struct("d")
 _BEGIN: Final = (
@@ -78,10 +76,11 @@ class Processes:
         self._seconds = float("inf")
 
     def extend(self, deadline: float) -> None:
-        """Let processes run until that reading of ``boot_time``; without a call they are not limited."""
+        """Let processes run until that reading of ``lease.boot_time``; without a call they are not limited. For any thread."""
         self._seconds = deadline
-        if self._deadline is not None:
-            DEADLINE.pack_into(self._deadline, 0, deadline)
+        shared = self._deadline
+        if shared is not None and not shared.closed:
+            DEADLINE.pack_into(shared, 0, deadline)
 
     async def run(self, order: Run) -> None:
         """Run a job in a process of its own.
@@ -105,10 +104,11 @@ class Processes:
         """End the processes; those that run jobs belong to their slots, which have ended by now."""
         idle, self._idle = self._idle, []
         await asyncio.gather(*(process.close() for process in idle))
-        if self._deadline is not None:
-            self._deadline.close()
+        deadline, self._deadline = self._deadline, None  # another thread may be about to set it
+        if deadline is not None:
+            deadline.close()
             self._file.close()
-            self._deadline = self._file = None
+            self._file = None
 
     async def _start(self) -> "_Process":
         if self._deadline is None:
@@ -178,11 +178,6 @@ class _Process:
                 await self._process.wait()
         except TimeoutError:
             await self.kill()
-
-
-def boot_time() -> float:
-    """Seconds of a clock that goes on while the machine sleeps, where there is one; the same in every process."""
-    return time.clock_gettime(_CLOCK)
 
 
 def _log(report: Logged) -> None:

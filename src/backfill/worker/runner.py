@@ -211,8 +211,9 @@ class WorkerRunner:
 
         Args:
             stop: Set it to stop.
-            abandon: Hand back, at the end of that time, jobs whose handlers can't be cancelled, rather than wait for them.
-                Only for a process that exits right after: such a handler still runs.
+            abandon: Hand back, at the end of that time, jobs whose handlers can't be cancelled, rather than wait for them; and
+                end the process if such a handler still runs when the worker's lease has lapsed. Only for a process that
+                exits right after: such a handler still runs.
 
         Returns:
             How many jobs were abandoned so.
@@ -230,8 +231,12 @@ class WorkerRunner:
         if self._worker is not None:
             self._worker.hurry.set()
 
-    async def process_available_jobs(self) -> int:
+    async def process_available_jobs(self, *, abandon: bool = False) -> int:
         """Run what is due now, and what these jobs add to run at once; leave retries and later times.
+
+        Args:
+            abandon: End the process if a handler that can't be cancelled still runs when the worker's lease has lapsed. Only
+                for a process that does nothing else.
 
         Returns:
             How many runs there were, failures included.
@@ -239,7 +244,7 @@ class WorkerRunner:
         began_at = await self._client.pool.fetchval(text("database_time", self._config.schema))
         self._worker = Worker(self._config, self._handlers, self._client, began_at=began_at)
         with self._ending_streams():
-            return await self._worker.drain()
+            return await self._worker.drain(abandon=abandon)
 
     # -- events ---------------------------------------------------------------------------------
 

@@ -146,6 +146,9 @@ class Slot:
                 await lane.wait()
                 yielded_at = time.monotonic()
                 continue
+            if not job.fence.stands():  # the process was frozen, or the worker has lost its lease
+                self._settle(job, HandBack())
+                continue
             self.current, self.started_at = job, started
             if self._hooks.around_runs:
                 outcome = await _InContext(self._hooked.run(job))

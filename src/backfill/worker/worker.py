@@ -1,10 +1,8 @@
 """One worker: its lanes and slots, the loops that claim and release, and how it starts and stops.
 
-Life: start (connect, register the tasks, look for used-up jobs) → run → stop. A stop has three phases within the time it is
-given: no more claims and everything that has not begun goes back; running handlers may finish; in the last seconds they are
-cancelled and their jobs go back, the attempt not counted. A handler that can't be cancelled (a thread, or one that swallows
-the cancellation) is waited for, since its job must not start elsewhere while it runs; a process that is going to exit at
-once (the command line) asks to abandon them instead: their jobs go back in the last statement, and it exits.
+Life: start (have a row among the workers, connect, register the tasks, look for used-up jobs) → run → stop (see ``shutdown``).
+Meanwhile the lease may lapse (see ``heartbeat``): then what has not begun goes back, what runs is cancelled, and nothing is
+claimed until the worker is back among the living. Outcomes are written all the same: their tokens decide.
 """
 
 import asyncio
@@ -23,7 +21,6 @@ from backfill.client.dlq_scanner import DeadLetterScanner
 from backfill.cron import CronItem, CronScheduler
 from backfill.db import (
     CLAIM,
-    DRIVER_ERRORS,
     LISTEN,
     MAINTENANCE,
     RELEASE,
@@ -33,29 +30,30 @@ from backfill.db import (
     Session,
     connect,
 )
-from backfill.errors import BackfillError
 from backfill.hooks import ShutdownReason
 from backfill.sql import text
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
 from backfill.worker.config import DEAD_LETTER_LANE, QueueConfig, WorkerConfig
 from backfill.worker.handler import Handler
+from backfill.worker.heartbeat import Heartbeat
 from backfill.worker.lane import STALE_SECONDS, gaps, make_lanes
+from backfill.worker.lease import Lease
 from backfill.worker.link import Link
 from backfill.worker.maintenance import notified_count
 from backfill.worker.processes import Processes
 from backfill.worker.reconcile import reconcile
 from backfill.worker.release import Releaser
-from backfill.worker.slot import RETURN_DELAY, Slot
+from backfill.worker.shutdown import Shutdown
+from backfill.worker.slot import Slot
+from backfill.worker.sweep import Sweeper, Swept
 from backfill.worker.teller import Teller
+from backfill.worker.vitals import Listeners, Sample, worker_row
 
 logger = logging.getLogger(__name__)
 
 CHANNEL: Final = "jobs:insert"
-_LAST_PHASE: Final = 5.0  # seconds of a stop that are for handlers which have to be cancelled
-_CLAIM_ENDS: Final = 2.0  # seconds that a claim under way is given at a stop
 _RECONCILE: Final = 600.0  # seconds between comparisons of our locks with memory when nothing was lost
-_NAG: Final = 30.0  # seconds between warnings about handlers that can't be cancelled
 
 
 class Worker:
@@ -66,6 +64,12 @@ class Worker:
         hurry: Set it to cancel running handlers at once during a stop.
         reason: Why it stops, or stopped.
         cron: What adds the jobs of cron items, in ``run``; None without items.
+        lease: By which it holds its jobs.
+        slot_tasks: The slots at work, in the order of ``slots``.
+        loops: Everything else that runs.
+        claiming: The loop that claims; None before the start.
+        releasing: The loop that releases; None before the start.
+        released: Set after each release.
     """
 
     def __init__(
@@ -80,11 +84,12 @@ class Worker:
         self.id = f"backfill-{secrets.token_hex(9)}"
         self.hurry = asyncio.Event()
         self.reason = ShutdownReason.GRACEFUL
+        self.config = config
+        self.lease = Lease(config.lease.total_seconds())
         self.lanes = make_lanes(config.queue_configs)
-        self._config = config
         self._client = client
         self._drains = began_at is not None
-        self._released = asyncio.Event()
+        self.released = asyncio.Event()
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix=self.id)
         self._processes = Processes()
         self._claim_link = Link(partial(self._connect, CLAIM), config.schema)
@@ -117,7 +122,8 @@ class Worker:
             teller=self.teller,
             poll_interval=config.poll_interval.total_seconds(),
             is_listening=lambda: self.listener.proven,
-            reconcile=self._reconcile,
+            reconcile=self.reconcile,
+            lease=self.lease,
             began_at=began_at,
             forbidden_flags=config.forbidden_flags,
         )
@@ -136,10 +142,27 @@ class Worker:
             for _ in range(lane.config.concurrency)
         ]
         self.cron = CronScheduler(cron, config.schema, self._maintain, hooks=client.hooks) if cron else None
-        self._slot_tasks: list[asyncio.Task[None]] = []
-        self._loops: list[asyncio.Task[None]] = []
-        self._claiming: asyncio.Task[None] | None = None
-        self._releasing: asyncio.Task[None] | None = None
+        self.slot_tasks: list[asyncio.Task[None]] = []
+        self.loops: list[asyncio.Task[None]] = []
+        self.claiming: asyncio.Task[None] | None = None
+        self.releasing: asyncio.Task[None] | None = None
+        self.sweeper = Sweeper(
+            self._maintain,
+            config.schema,
+            moved_by=self.id,
+            bury=config.dlq_processor_interval is not None,
+            on_swept=self._on_swept,
+        )
+        self.heartbeat = Heartbeat(
+            partial(self._connect, Limit("heartbeat", self.lease.seconds / 3)),
+            config.schema,
+            lease=self.lease,
+            row=worker_row(self.id, config.queue_configs, [handler.identifier for handler in handlers]),
+            jobs=self,
+            listeners=Listeners(self._processes.extend, self._on_lapse, self._on_renewed, self.sweeper.observe),
+        )
+        self._pulse_at = time.monotonic()
+        self._shutdown = Shutdown(self)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -148,91 +171,120 @@ class Worker:
 
         Args:
             stop: Set it to begin the stop.
-            abandon: At the end of the stop, hand back jobs whose handlers can't be cancelled, instead of waiting for them.
-                Only for a process that exits right after.
+            abandon: At the end of the stop, hand back jobs whose handlers can't be cancelled, instead of waiting for them; and
+                end the process if such a handler still runs when the lease ends. Only for a process that exits right after.
 
         Returns:
             How many such jobs were abandoned.
 
         Raises:
+            DatabaseError: The database refused the worker's row.
+            SchemaError: The schema has no table of workers.
             RuntimeError: One of the worker's own loops or slots ended in an unforeseen way; it was stopped in order first.
         """
         self._warn_of_gaps()
+        self.heartbeat.may_exit = abandon
+        if not await self._registered(stop):
+            return 0
         await self.teller.started(self._client.pool)
         await self.listener.start()
         self._begin()
-        if self._config.dlq_processor_interval is not None:
-            interval = self._config.dlq_processor_interval.total_seconds()
-            scanner = DeadLetterScanner(self._maintain, self._config.schema, interval, moved_by=self.id)
-            self._loops.append(asyncio.create_task(scanner.run(), name="dead letters"))
+        if self.config.dlq_processor_interval is not None:
+            interval = self.config.dlq_processor_interval.total_seconds()
+            scanner = DeadLetterScanner(self._maintain, self.config.schema, interval, moved_by=self.id)
+            self.loops.append(asyncio.create_task(scanner.run(), name="dead letters"))
         if self.cron is not None:
-            self._loops.append(asyncio.create_task(self.cron.run(), name="cron"))
+            self.loops.append(asyncio.create_task(self.cron.run(), name="cron"))
         logger.info("worker %s started: %s", self.id, ", ".join(_shown(lane.config) for lane in self.lanes))
         waiter = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait([waiter, *self._loops, *self._slot_tasks], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([waiter, *self.loops, *self.slot_tasks], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self.hurry.set()
-            await self._stop_to_the_end(abandon=False)
+            await self._shutdown.to_the_end(abandon=False)
             raise
         finally:
             waiter.cancel()
         ended = self._ended()
         if ended:
             self.reason = ShutdownReason.ERROR
-        abandoned = await self._stop_to_the_end(abandon=abandon)
+        abandoned = await self._shutdown.to_the_end(abandon=abandon)
         for part in ended:
             raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
         return abandoned
 
-    async def drain(self) -> int:
+    async def drain(self, *, abandon: bool = False) -> int:
         """Run what is due, until nothing due is left and nothing runs.
+
+        Args:
+            abandon: End the process if a handler that can't be cancelled still runs when the lease ends.
 
         Returns:
             How many runs ended, failures included.
         """
+        self.heartbeat.may_exit = abandon
+        await self._registered()
         await self.teller.started(self._client.pool)
         self._begin()
         try:
-            await asyncio.wait([*self._loops, *self._slot_tasks], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*self.loops, *self.slot_tasks], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self.hurry.set()
-            await self._stop_to_the_end(abandon=False)
+            await self._shutdown.to_the_end(abandon=False)
             raise
-        ended = [part for part in self._ended() if part is not self._claiming or part.exception() is not None]
+        ended = [part for part in self._ended() if part is not self.claiming or part.exception() is not None]
         if ended:
             self.reason = ShutdownReason.ERROR
-        await self._stop_to_the_end(abandon=False)
+        await self._shutdown.to_the_end(abandon=False)
         for part in ended:
             raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
         return self.releaser.ran
 
+    async def _registered(self, stop: asyncio.Event | None = None) -> bool:
+        """Wait until the worker has its row; False when ``stop`` came first."""
+        starting = asyncio.create_task(self.heartbeat.start(), name="register")
+        waiting = asyncio.create_task((stop or asyncio.Event()).wait())
+        try:
+            await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                return True
+        except BaseException:
+            await self.heartbeat.stop(remove=True)
+            raise
+        finally:
+            waiting.cancel()
+        starting.cancel()
+        await self.heartbeat.stop(remove=True)
+        return False
+
     def _begin(self) -> None:
         """Start the slots and the loops that every worker has."""
-        self._slot_tasks = [slot.start() for slot in self.slots]
-        self._claiming = asyncio.create_task(self.claimer.run(), name="claim")
-        self._releasing = asyncio.create_task(self.releaser.run(), name="release")
-        self._loops = [
-            self._claiming,
-            self._releasing,
+        self.slot_tasks = [slot.start() for slot in self.slots]
+        self.claiming = asyncio.create_task(self.claimer.run(), name="claim")
+        self.releasing = asyncio.create_task(self.releaser.run(), name="release")
+        self.loops = [
+            self.claiming,
+            self.releasing,
             asyncio.create_task(self.teller.run(), name="tell"),
             asyncio.create_task(self._watch(), name="watch"),
+            asyncio.create_task(self.sweeper.run(), name="sweep"),
         ]
 
     def _ended(self) -> list[asyncio.Task[None]]:
-        return [part for part in (*self._loops, *self._slot_tasks) if part.done()]
+        return [part for part in (*self.loops, *self.slot_tasks) if part.done()]
 
     async def _connect(self, limit: Limit) -> Session:
         """A connection for the purpose that the limit is for."""
         settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else {}
         named = {**settings, "application_name": f"{self.id}:{limit.name}"}
-        own = self._config.listen_url if limit is LISTEN else None
-        return await connect(own or self._config.database_url, limit=limit, settings=named)
+        own = self.config.listen_url if limit is LISTEN else None
+        return await connect(own or self.config.database_url, limit=limit, settings=named)
 
     async def _send(self, channel: str, payload: str) -> None:
         """Send a notification the way that those about jobs are sent."""
         async with self._maintain() as connection:
-            await connection.fetchval(text("send_notification", self._config.schema), channel, payload)
+            await connection.fetchval(text("send_notification", self.config.schema), channel, payload)
 
     @contextlib.asynccontextmanager
     async def _maintain(self) -> AsyncIterator[Session]:
@@ -242,6 +294,44 @@ class Worker:
             yield connection
         finally:
             await connection.leave()
+
+    async def close(self, deadline: float, *, wait_for_threads: bool) -> None:
+        """End what still runs and close the connections, the heartbeat's last. For ``Shutdown``.
+
+        Args:
+            deadline: When the stop is to be over, by the monotonic clock.
+            wait_for_threads: Whether no handler runs any more.
+        """
+        for task in [*self.loops, *(task for task in self.slot_tasks if wait_for_threads)]:
+            task.cancel()
+        for error in await asyncio.gather(*self.loops, return_exceptions=True):
+            if isinstance(error, Exception):
+                logger.error("a loop of worker %s failed", self.id, exc_info=error)
+        await self.teller.stopped(self._client.pool, self.reason, deadline)
+        await self.listener.close()
+        await self._claim_link.close()
+        await self._release_link.close()
+        self._threads.shutdown(wait=wait_for_threads, cancel_futures=True)
+        await self._processes.close()
+        await self.heartbeat.stop(remove=not self.releaser.held and not self.claimer.in_doubt)
+        logger.info("worker %s stopped after %d runs", self.id, self.releaser.ran)
+
+    # -- for the heartbeat, in its thread ----------------------------------------------------------
+
+    def sample(self) -> Sample:
+        """What runs, for how long, and by how much the loop is behind."""
+        now = time.monotonic()
+        running = [(slot.current.id, now - slot.started_at) for slot in self.slots if slot.current is not None]
+        lag = max(0.0, now - self._pulse_at - STALE_SECONDS)
+        return Sample([job for job, _ in running], [age for _, age in running], lag)
+
+    def held(self) -> Sequence[Claimed]:
+        """Every claimed job that is not released."""
+        return list(self.releaser.held.values())
+
+    def running(self) -> Sequence[Claimed]:
+        """Those that run."""
+        return [job for slot in self.slots if (job := slot.current) is not None]
 
     # -- what the parts tell each other -----------------------------------------------------------
 
@@ -253,7 +343,7 @@ class Worker:
         self.claimer.look()
 
     def _on_released(self, queue_freed: bool) -> None:
-        self._released.set()
+        self.released.set()
         if queue_freed:
             self.claimer.on_queue_freed()
         elif self._drains:
@@ -264,6 +354,22 @@ class Worker:
     def _on_room(self) -> None:
         self.claimer.wake()
 
+    def _on_lapse(self) -> None:
+        for lane in self.lanes:
+            for job in lane.take_all():
+                self.releaser.settle(job, HandBack())
+        for slot in self.slots:
+            if slot.current is not None and not slot.current.fence.stands():
+                slot.cancel("lost")
+
+    def _on_renewed(self) -> None:
+        if self.claimer.claims:
+            self.claimer.compare()
+        self.claimer.look_and_ask()
+
+    def _on_swept(self, _swept: Swept) -> None:
+        self.claimer.look_and_ask()
+
     def _on_stale(self) -> None:
         self.claimer.look_and_ask()
 
@@ -271,7 +377,8 @@ class Worker:
         if not self._drains:
             self.claimer.look_in(seconds)
 
-    async def _reconcile(self) -> bool:
+    async def reconcile(self) -> bool:
+        """Compare our locks in the database with what is held here; whether all that was found could be handed back."""
         by_job = {id(slot.current): slot for slot in self.slots if slot.current is not None}
 
         def lost(job: Claimed) -> None:
@@ -283,7 +390,7 @@ class Worker:
         async with self._maintain() as connection:
             return await reconcile(
                 connection,
-                self._config.schema,
+                self.config.schema,
                 worker_id=self.id,
                 lost_connection=None if self._claim_link.is_open else f"{self.id}:{CLAIM.name}",
                 held=self.releaser.held,
@@ -296,7 +403,7 @@ class Worker:
         compared_at = time.monotonic()
         while True:
             await asyncio.sleep(STALE_SECONDS)
-            now = time.monotonic()
+            now = self._pulse_at = time.monotonic()
             for lane in self.lanes:
                 for job in lane.take_stale(now):
                     self.releaser.settle(job, HandBack())
@@ -316,139 +423,6 @@ class Worker:
                     lane.config.name,
                     lane.config.concurrency,
                 )
-
-    # -- stopping -------------------------------------------------------------------------------
-
-    async def _stop_to_the_end(self, *, abandon: bool) -> int:
-        """Stop, also when whoever waits for it is cancelled meanwhile; that hurries it, and is raised at the end."""
-        self.claimer.stopping = True  # at once: slots that were cancelled together with this look at it
-        if self.cron is not None:
-            self.cron.stop()
-        cancelled: asyncio.CancelledError | None = None
-        stopping = asyncio.create_task(self._stop(abandon=abandon), name="stop")
-        while True:
-            try:
-                abandoned = await asyncio.shield(stopping)
-                break
-            except asyncio.CancelledError as error:
-                cancelled = error
-                self.hurry.set()
-                if stopping.done():  # everything was cancelled, as asyncio.run does at its end
-                    stopping = asyncio.create_task(self._stop(abandon=False), name="stop")
-        if cancelled is not None:
-            raise cancelled
-        return abandoned
-
-    async def _stop(self, *, abandon: bool) -> int:
-        total = self._config.shutdown_timeout.total_seconds()
-        deadline = time.monotonic() + total
-        self.claimer.stopping = True
-        self.claimer.wake()
-        await self._end_claiming(min(_CLAIM_ENDS, total / 4))
-        for lane in self.lanes:
-            for job in lane.take_all():
-                self.releaser.settle(job, HandBack())
-        await self._end_slots(deadline - min(_LAST_PHASE, total / 2))
-        if self.hurry.is_set():
-            deadline = min(deadline, time.monotonic() + _LAST_PHASE)
-        for slot in self.slots:
-            slot.cancel("stop")
-        await self._slots_done(deadline - min(1.0, total / 4))
-        stuck = [slot for slot in self.slots if slot.current is not None]
-        if stuck and abandon:
-            for slot in stuck:
-                if slot.current is not None:
-                    self.releaser.settle(slot.current, HandBack(RETURN_DELAY, interrupted=True))
-        elif stuck:
-            await self._wait_for_stuck()
-            stuck = []
-            deadline = time.monotonic() + total
-        await self._all_released(deadline)
-        await self.teller.finish(deadline)
-        await self._close(deadline, wait_for_threads=not stuck)
-        return len(stuck)
-
-    async def _end_claiming(self, patience: float) -> None:
-        """Wait for the claim under way, if there is one; what it claimed although we never heard is handed back."""
-        if self._claiming is None:
-            return
-        await asyncio.wait([self._claiming], timeout=patience)
-        if not self._claiming.done():
-            self._claiming.cancel()
-            await asyncio.wait([self._claiming])
-        if self.claimer.in_doubt:
-            try:
-                async with asyncio.timeout(patience):
-                    await self._reconcile()
-            except (*DRIVER_ERRORS, BackfillError) as error:
-                logger.warning(
-                    "jobs of the last claim, whose reply was lost, may stay locked by %s: %s",
-                    self.id,
-                    str(error) or type(error).__name__,
-                )
-
-    async def _end_slots(self, until: float) -> None:
-        """Let running handlers finish, until then or until somebody is in a hurry."""
-        for slot, task in zip(self.slots, self._slot_tasks, strict=True):
-            slot.stopping = True
-            if slot.current is None:
-                task.cancel()
-            elif task.done():  # it ended in an unforeseen way
-                self.releaser.settle(slot.current, HandBack(RETURN_DELAY, interrupted=True))
-                slot.current = None
-        hurry = asyncio.create_task(self.hurry.wait())
-        running = {task for task in self._slot_tasks if not task.done()}
-        while running and not hurry.done() and time.monotonic() < until:
-            done, _ = await asyncio.wait(
-                [*running, hurry], timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
-            )
-            running -= done
-        hurry.cancel()
-
-    async def _slots_done(self, until: float) -> None:
-        running = [task for task in self._slot_tasks if not task.done()]
-        if running:
-            await asyncio.wait(running, timeout=max(0.0, until - time.monotonic()))
-
-    async def _wait_for_stuck(self) -> None:
-        while any(not task.done() for task in self._slot_tasks):
-            names = [f"{slot.current.id} ({slot.current.handler.identifier})" for slot in self.slots if slot.current]
-            logger.warning("stopping, but these jobs can't be cancelled and still run: %s", ", ".join(names))
-            await self._slots_done(time.monotonic() + _NAG)
-
-    async def _all_released(self, until: float) -> None:
-        """Wait until every outcome is written, if the database lets us in time."""
-        if (
-            self._releasing is not None and self._releasing.done()
-        ):  # cancelled with everything else, as asyncio.run does
-            self._releasing = asyncio.create_task(self.releaser.run(), name="release")
-            self._loops.append(self._releasing)
-        while self.releaser.held and time.monotonic() < until:
-            self._released.clear()
-            waiting = asyncio.create_task(self._released.wait())
-            await asyncio.wait([waiting], timeout=max(0.0, until - time.monotonic()))
-            waiting.cancel()
-        if self.releaser.held:
-            logger.error(
-                "%d jobs could not be released before the end of the stop; they stay locked by %s",
-                len(self.releaser.held),
-                self.id,
-            )
-
-    async def _close(self, deadline: float, *, wait_for_threads: bool) -> None:
-        for task in [*self._loops, *(task for task in self._slot_tasks if wait_for_threads)]:
-            task.cancel()
-        ended = await asyncio.gather(*self._loops, return_exceptions=True)
-        for error in ended:
-            if isinstance(error, Exception):
-                logger.error("a loop of worker %s failed", self.id, exc_info=error)
-        await self.teller.stopped(self._client.pool, self.reason, deadline)
-        await self.listener.close()
-        await self._claim_link.close()
-        await self._release_link.close()
-        self._threads.shutdown(wait=wait_for_threads, cancel_futures=True)
-        await self._processes.close()
-        logger.info("worker %s stopped after %d runs", self.id, self.releaser.ran)
 
 
 def _shown(config: QueueConfig) -> str:

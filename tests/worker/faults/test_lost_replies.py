@@ -162,7 +162,7 @@ async def test_a_claim_that_is_still_at_work_when_its_connection_is_lost_is_foun
             await until(waits, "the claim waits for the table")
             await sql.add("work")
             fault.proxy.cut("claim")
-            await until(lambda: len(fault.proxy.sessions) < 3, "its connection is gone")
+            await until(lambda: len(fault.proxy.sessions) < 4, "its connection is gone")
         await ran.total(1)
         await until(lambda: is_empty(sql), "it is released")
     assert ran.runs == {1: 1}

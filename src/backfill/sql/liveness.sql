@@ -1,0 +1,171 @@
+-- name: register_worker
+-- Makes a worker's row, or brings it back to life: its old claims may be gone, and are known by tokens that no new claim has.
+-- takes: id text, host text, pid int4, version text, lanes text, tasks text[], state text, lease_seconds float8
+-- gives: nothing
+insert into graphile_worker.backfill_workers
+       (id, host, pid, version, lanes, tasks, state, lease, heartbeat_at)
+values ($1::text, $2::text, $3::int4, $4::text, $5::text::jsonb, $6::text[], $7::text, $8::float8 * interval '1 second',
+        clock_timestamp())
+on conflict (id) do update
+   set state = excluded.state,
+       lease = excluded.lease,
+       heartbeat_at = clock_timestamp(),
+       dead_at = null
+
+-- name: beat
+-- Says that a worker lives, and what it runs ($3 ids, $4 for how many seconds). No row: it counts as dead, or its row is gone.
+-- takes: id text, state text, running int8[], ages float8[], loop_lag float8
+-- gives: alive bool
+update graphile_worker.backfill_workers as workers
+   set heartbeat_at = clock_timestamp(),
+       state = $2::text,
+       running = $3::int8[],
+       running_since = array(
+         select clock_timestamp() - given.age * interval '1 second'
+           from unnest($4::float8[]) with ordinality as given(age, number)
+          order by given.number),
+       loop_lag = $5::float8
+ where workers.id = $1::text
+   and workers.dead_at is null
+returning true as alive
+
+-- name: remove_worker
+-- Takes a worker out that has ended in order and holds nothing.
+-- takes: id text
+-- gives: nothing
+delete from graphile_worker.backfill_workers as workers
+ where workers.id = $1::text
+
+-- name: refresh_locks
+-- Sets the locks of long jobs and their queues to now, so that no rule about the age of locks takes them for forgotten ones.
+-- Never waits for a row that somebody has locked. A job that was superseded while it runs is known by having been changed
+-- after its claim, and stays known.
+-- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[]
+-- gives: jobs int8, queues int8
+with held as materialized (
+  select found.id
+    from unnest($3::int8[], $4::text[]) as given(id, token)
+   cross join lateral (
+     select jobs.id
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = given.id
+        and jobs.locked_by = given.token
+        for update skip locked
+   ) as found
+),
+held_queue as materialized (
+  select found.id
+    from unnest($1::int4[], $2::text[]) as given(id, token)
+   cross join lateral (
+     select queues.id
+       from graphile_worker._private_job_queues as queues
+      where queues.id = given.id
+        and queues.locked_by = given.token
+        for update skip locked
+   ) as found
+),
+job as (
+  update graphile_worker._private_jobs as jobs
+     set updated_at = case when jobs.key is null and jobs.attempts >= jobs.max_attempts and jobs.updated_at > jobs.locked_at
+                           then clock_timestamp()
+                           else jobs.updated_at end,
+         locked_at = now()
+   where jobs.id = any(array(select held.id from held))
+  returning 1
+),
+queue as (
+  update graphile_worker._private_job_queues as queues
+     set locked_at = now()
+   where queues.id = any(array(select held_queue.id from held_queue))
+  returning 1
+)
+select (select count(*) from job) as jobs,
+       (select count(*) from queue) as queues
+
+-- name: late_workers
+-- The workers, but for $1, whose last beat is longer ago than half their lease, and those that count as dead: for how many
+-- seconds they still have a lease.
+-- takes: id text
+-- gives: id text, heartbeat_at timestamptz, lease_seconds float8, left_seconds float8, dead bool
+select workers.id, workers.heartbeat_at,
+       extract(epoch from workers.lease)::float8 as lease_seconds,
+       extract(epoch from workers.heartbeat_at + workers.lease - clock_timestamp())::float8 as left_seconds,
+       workers.dead_at is not null as dead
+  from graphile_worker.backfill_workers as workers
+ where workers.id <> $1::text
+   and (workers.dead_at is not null or workers.heartbeat_at + workers.lease / 2 < clock_timestamp())
+
+-- fragment: expired_workers
+-- Those of the workers $1 that have not moved since their beat of $2 and whose lease has ended, or that count as dead.
+select workers.id
+  from unnest($1::text[], $2::timestamptz[]) as seen(id, heartbeat_at)
+ cross join lateral (
+   select known.id
+     from graphile_worker.backfill_workers as known
+    where known.id = seen.id
+      and known.heartbeat_at = seen.heartbeat_at
+      and (known.dead_at is not null or known.heartbeat_at + known.lease < clock_timestamp())
+
+-- name: end_connections_of_dead
+-- Ends the connections of workers whose lease has ended: what they have under way there holds locks. Those of other roles are
+-- left to the server's own limits.
+-- takes: ids text[], heartbeats timestamptz[]
+-- gives: ended int8
+select count(*) filter (where pg_terminate_backend(activity.pid)) as ended
+  from (
+-- include: expired_workers
+   ) as workers
+  ) as expired
+  join pg_stat_activity as activity on starts_with(activity.application_name, expired.id || ':')
+ where activity.datname = current_database()
+   and pg_has_role(activity.usesysid, 'member')
+
+-- name: mark_dead
+-- Declares workers dead whose lease has ended. It waits for no claim of theirs that is under way, but leaves them for the next
+-- time; a claim that comes later finds the worker dead. running: what they were known to run.
+-- takes: ids text[], heartbeats timestamptz[]
+-- gives: id text, running int8[]
+with expired as materialized (
+-- include: expired_workers
+       for update skip locked
+   ) as workers
+)
+update graphile_worker.backfill_workers as workers
+   set dead_at = coalesce(workers.dead_at, clock_timestamp())
+ where workers.id = any(array(select expired.id from expired))
+returning workers.id, workers.running
+
+-- name: remove_dead
+-- Takes dead workers out that hold nothing any more.
+-- takes: ids text[]
+-- gives: id text
+delete from graphile_worker.backfill_workers as workers
+ where workers.id = any($1::text[])
+   and workers.dead_at is not null
+   and not exists (select 1 from graphile_worker._private_jobs as jobs
+                    where starts_with(jobs.locked_by, 'backfill-') and split_part(jobs.locked_by, '/', 1) = workers.id)
+   and not exists (select 1 from graphile_worker._private_job_queues as queues
+                    where starts_with(queues.locked_by, 'backfill-') and split_part(queues.locked_by, '/', 1) = workers.id)
+returning workers.id
+
+-- name: announce_jobs
+-- Tells workers that so many jobs can run.
+-- takes: jobs int8
+-- gives: told int8
+select count(pg_notify('jobs:insert', json_build_object('r', random(), 'count', $1::int8)::text)) as told
+
+-- name: bound_transaction
+-- Has the server end this transaction if its client freezes in the middle of it.
+-- takes: patience text
+-- gives: patience text
+select set_config('idle_in_transaction_session_timeout', $1::text, true) as patience
+
+-- name: hold_claim
+-- Whether a job still carries its claim's token; if so nobody can take it away until this transaction has ended.
+-- takes: job_id int8, token text
+-- gives: held bool
+select true as held
+  from graphile_worker._private_jobs as jobs
+ where jobs.id = $1::int8
+   and jobs.locked_by = $2::text
+   for key share
