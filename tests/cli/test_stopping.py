@@ -128,6 +128,46 @@ async def test_a_third_signal_ends_the_process(
         assert await worker.ended() == code
 
 
+SCRIPT = """#!/bin/sh
+trap '' TERM
+sh -c 'echo began $$; while :; do sleep 1000; done' &
+echo began $$
+while :; do sleep 1000; done
+"""
+
+
+@pytest.mark.parametrize("signals", [2, 3])
+@pytest.mark.skipif(not Path("/proc").exists(), reason="whether processes have ended is read from /proc")
+async def test_programs_that_run_for_jobs_end_with_it(
+    cli: CommandLine, client: BackfillClient, rows: Rows, signals: int
+) -> None:
+    (cli.folder / "scripts").mkdir()
+    script = cli.folder / "scripts" / "stubborn.sh"
+    script.write_text(SCRIPT)
+    script.chmod(0o755)
+    await client.enqueue("stubborn")
+    async with cli.running("worker", "--task-folder", "scripts", "--shutdown-timeout", "1h") as worker:
+        await worker.said("began")
+        await until(lambda: sum("began" in line for line in worker.logs) == 2, "both have begun")
+        for _, said in zip(range(signals), ("stopping", "hurrying", ""), strict=False):
+            worker.signal(TERM)
+            await worker.said(said)
+        assert await worker.ended() == (0 if signals == 2 else 143)
+        pids = [line.partition("began ")[2].split()[0] for line in worker.logs if "began " in line]
+    await until(lambda: all(gone(pid) for pid in pids), "all have ended")
+    if signals == 2:
+        assert await rows(LEFT) == [(0,)]
+        assert await locks(rows) == []
+
+
+def gone(pid: str) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet counts as ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 @pytest.mark.skipif(not Path("/proc").exists(), reason="signals under way are read from /proc")
 async def test_a_third_signal_ends_a_process_whose_loop_is_stuck(cli: CommandLine, client: BackfillClient) -> None:
     await client.enqueue("hogs")

@@ -74,6 +74,37 @@ async def test_forbidden_flags_by_option_and_by_environment(
     assert await rows("select attempts from graphile_worker._private_jobs") == [(0,)]
 
 
+def executable(cli: CommandLine, name: str, content: str) -> None:
+    path = cli.folder / "scripts" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{content}")
+    path.chmod(0o755)
+
+
+async def test_a_folder_of_executables_is_enough(cli: CommandLine, client: BackfillClient, rows: Rows) -> None:
+    executable(cli, "say.sh", "cat; pwd")
+    executable(cli, "fail.sh", "echo oh >&2; exit 4")
+    await client.enqueue("say", "it")
+    await client.enqueue("fail", {}, JobSpec(max_attempts=1))
+    await client.enqueue("greet", "too")
+    done = await cli("worker", "--task-folder", "scripts", "--once")
+    assert done.out.splitlines() == ["2 jobs run"]
+    assert f'job 1 (say): {{"payload":"it"}}{cli.folder}' in done.err
+    assert "job 2 (fail): oh" in done.err
+    assert await rows("select last_error ->> 'message' from graphile_worker.backfill_dlq") == [
+        ("exit code 4, and this at the end of its stderr:\noh",)
+    ]
+    done = await cli("worker", "mytasks", "--task-folder", "scripts", "--once")
+    assert done.out.splitlines() == ["greeted too", "1 job run"]
+
+
+async def test_without_tasks_it_says_how_to_name_some(cli: CommandLine) -> None:
+    done = await cli("worker", "--once", code=2)
+    assert "name a MODULE that has tasks, or a folder of executable files with --task-folder" in done.err
+    done = await cli("worker", "--once", "--task-folder", "nowhere", code=1)
+    assert "nowhere does not exist" in done.err
+
+
 async def test_lanes_say_what_runs(cli: CommandLine, client: BackfillClient, rows: Rows) -> None:
     for priority in (-9, -1, 5):
         await client.enqueue("greet", priority, JobSpec(priority=priority))

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
 
+from backfill.worker.program import kill_programs
+
 logger = logging.getLogger(__name__)
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -83,6 +85,7 @@ class StopRequests:
 
 def leave(code: int) -> NoReturn:
     """End the process on the spot, once what was logged and printed is out; threads and handlers that run are cut off."""
+    kill_programs()
     try:
         logging.shutdown()
         sys.stdout.flush()

@@ -62,7 +62,8 @@ def _range(text: str) -> tuple[int, int]:
 
 
 @click.command(no_args_is_help=True)
-@click.argument("targets", metavar="MODULE[:OBJECT]...", nargs=-1, required=True)
+@click.argument("targets", metavar="[MODULE[:OBJECT]...]", nargs=-1)
+@click.option("--task-folder", "folders", metavar="DIR", multiple=True, help="Run its executable files; repeatable.")
 @click.option("--once", is_flag=True, help="Run what is due now, and end.")
 @click.option("--concurrency", metavar="N", type=click.IntRange(1, 10_000), help="One lane of N slots for all jobs.")
 @click.option("--lane", "lanes", type=LaneType(), multiple=True, help="A lane; repeatable. See below.")
@@ -77,7 +78,8 @@ def _range(text: str) -> tuple[int, int]:
 def worker(cli: Cli, /, *, targets: tuple[str, ...], once: bool, processes: int | None, **options: Any) -> int:
     """Run jobs with the tasks of each MODULE, which is looked for in the current folder first.
 
-    OBJECT is a task, a list of tasks, a WorkerRunnerBuilder, or a function that makes one of a WorkerConfig.
+    OBJECT is a task, a list of tasks, a WorkerRunnerBuilder, or a function that makes one of a WorkerConfig. With
+    --task-folder, tasks are executable files: reports/daily.sh in that folder is the task reports/daily.
 
     Lanes: a lane's slots run its jobs only. --lane fast=10,priority=-32768..-1 is for a range of priorities, --lane
     reports=1,queue=reports for one serial queue, --lane rest=5 for all else. Without --lane and --concurrency the
@@ -86,12 +88,15 @@ def worker(cli: Cli, /, *, targets: tuple[str, ...], once: bool, processes: int 
     SIGTERM or Ctrl-C: running jobs finish, within the shutdown timeout; a second one cuts them short and hands them back;
     a third ends the process on the spot.
     """
+    folders: tuple[str, ...] = options.pop("folders")
+    if not targets and not folders:
+        raise click.UsageError("name a MODULE that has tasks, or a folder of executable files with --task-folder")
     if options["concurrency"] is not None and options["lanes"]:
         raise click.UsageError("--concurrency and --lane exclude each other: --concurrency N is --lane default=N")
     if once and processes is not None:
         raise click.UsageError("--once runs in one process: leave --processes out")
     with nullcontext() if cli.url is None else cli.database(create=True) as url:
-        work = partial(_work, cli, url, targets, options)
+        work = partial(_work, cli, url, targets, folders, options)
         if processes is None:
             return work(once=once)
         ended = run_processes(processes, partial(_work_as_child, work))
@@ -104,6 +109,7 @@ def _work(
     cli: Cli,
     url: str | None,
     targets: tuple[str, ...],
+    folders: tuple[str, ...],
     options: dict[str, Any],
     *,
     once: bool = False,
@@ -114,6 +120,8 @@ def _work(
     if isinstance(loaded.source, WorkerRunnerBuilder):
         _refuse_settings(cli, loaded, options)
     builder = loaded.builder(partial(_config, cli, url, options))
+    for folder in folders:
+        builder.define_executables(folder)
     if once:
         return run(_run_once(cli, builder))
     silent = orphaned is not None or not cli.as_json

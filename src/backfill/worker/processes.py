@@ -94,7 +94,7 @@ class Processes:
         try:
             ended = await process.ask(order)
         except BaseException:
-            await _wait_whatever(process.kill())
+            await wait_whatever(process.kill())
             raise
         self._idle.append(process)
         if ended.failed:
@@ -198,7 +198,7 @@ def _how_it_ended(status: int) -> str:
     return f"was killed by {name}{why}"
 
 
-async def _wait_whatever(awaited: Awaitable[None]) -> None:
+async def wait_whatever(awaited: Awaitable[None]) -> None:
     """Wait for its end, also when this is cancelled meanwhile."""
     task = asyncio.ensure_future(awaited)
     while not task.done():

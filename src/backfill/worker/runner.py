@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -24,6 +25,7 @@ from backfill.hooks import (
 from backfill.model import Task, TaskHandler
 from backfill.sql import text
 from backfill.worker.config import WorkerConfig
+from backfill.worker.executables import executables
 from backfill.worker.handler import Handler, make_handler
 from backfill.worker.worker import Worker
 
@@ -55,13 +57,29 @@ class WorkerRunnerBuilder:
         Raises:
             ConfigurationError: It can't run jobs, or another handler has the same identifier; both places are named.
         """
-        made = make_handler(handler)
+        self._define(make_handler(handler))
+        return self
+
+    def define_executables(self, folder: str | os.PathLike[str]) -> Self:
+        """Run jobs with the executable files of a folder; a file's path in there, without extensions, is the task's name.
+
+        Args:
+            folder: The folder; those in it count, too.
+
+        Raises:
+            ConfigurationError: There is no such folder or no task in it, a file is not as it should be, or another handler has
+                the same identifier.
+        """
+        for made in executables(folder):
+            self._define(made)
+        return self
+
+    def _define(self, made: Handler) -> None:
         other = self._handlers.setdefault(made.identifier, made)
         if other is not made and other.function is not made.function:
             raise ConfigurationError(
                 f"two handlers are called {made.identifier!r}: at {other.options.where} and at {made.options.where}"
             )
-        return self
 
     def add_cron_schedule(self, item: str | CronItem) -> Self:
         """Add a task's jobs at set times, for as long as ``run_until_cancelled`` runs.
