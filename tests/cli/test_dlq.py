@@ -212,3 +212,33 @@ async def test_never_all_by_mistake(cli: CommandLine, client: BackfillClient, ro
         assert "contradict" in (await cli("dlq", command, "--all", "--task", "a", code=2)).err
         assert "not both" in (await cli("dlq", command, 1, "--rate", "1", code=2)).err
     assert await rows("select id from graphile_worker.backfill_dlq") == [(1,)]
+
+
+async def test_export_and_import(cli: CommandLine, client: BackfillClient, rows: Rows) -> None:
+    await bury(client, "a", "b", "c")
+    everything = "select to_jsonb(entries)::text from graphile_worker.backfill_dlq as entries order by id"
+    before = await rows(everything)
+    lines = (await cli("dlq", "export", "--task", "b")).out.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [2]
+    assert (await cli("dlq", "export", "-o", "x.jsonl")).out == "3 entries exported to x.jsonl\n"
+    assert [path.name for path in cli.folder.iterdir() if "jsonl" in path.name] == ["x.jsonl"]
+    assert (await cli("dlq", "delete", "--all")).out == "3 entries deleted\n"
+    assert (await cli("dlq", "import", "x.jsonl", "--dry-run")).out == "3 entries would be imported\n"
+    assert (await cli("dlq", "import", "-", stdin=lines[0])).out == "1 entry imported\n"
+    assert (await cli("dlq", "import", "x.jsonl")).out == "2 entries imported\n1 there already\n"
+    assert await rows(everything) == before
+    done = await cli("dlq", "import", "x.jsonl", "--new-ids", "--json")
+    assert done.document == {"imported": 0, "present": 0, "key_taken": 3, "dry_run": False}
+    (cli.folder / "x.jsonl").write_text("{}\n")
+    assert "line 1:" in (await cli("dlq", "import", "x.jsonl", code=1)).err
+    done = await cli("dlq", "export", "--output", "x.jsonl", "--out", "--json")
+    assert done.document == {"exported": 0, "file": "x.jsonl"}
+    assert (cli.folder / "x.jsonl").read_text() == ""
+    assert "--output FILE" in (await cli("dlq", "export", "--json", code=2)).err
+
+
+async def test_an_export_that_fails_leaves_the_file_that_was_there(cli: CommandLine) -> None:
+    (cli.folder / "x.jsonl").write_text("old")
+    await cli("dlq", "export", "-o", "x.jsonl", "--schema", "nobody", code=1)
+    assert (cli.folder / "x.jsonl").read_text() == "old"
+    assert [path.name for path in cli.folder.iterdir() if "jsonl" in path.name] == ["x.jsonl"]

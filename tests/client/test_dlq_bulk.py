@@ -2,13 +2,18 @@
 
 import asyncio
 import time
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backfill import BackfillClient, DlqFilter, DlqProgress, Job, JobSpec
+from backfill.client.dlq import page_dlq_jobs
+from backfill.client.dlq_bulk import delete_dlq_jobs
+from backfill.client.dlq_files import export_dlq_jobs
 from backfill.errors import InvalidJob
+from backfill.sql import text
 
 if TYPE_CHECKING:
     from tests.client.conftest import Heard, Raw
@@ -119,6 +124,33 @@ async def test_what_cannot_be_requeued_is_refused(client: BackfillClient) -> Non
 
 async def payloads(client: BackfillClient, **chosen: Any) -> list[Any]:
     return [entry.payload for entry in await client.page_dlq_jobs(DlqFilter(**chosen))]
+
+
+async def test_pages_are_read_by_the_index_whatever_the_planner_knows(client: BackfillClient, raw: "Raw") -> None:
+    """Without statistics, and with plans for any values."""
+    await raw.run("alter table graphile_worker.backfill_dlq set (autovacuum_enabled = off)")
+    await raw.run(
+        "insert into graphile_worker.backfill_dlq (task_identifier, payload, failure_reason)"
+        " select 't', jsonb_build_object('n', n), 'x' from generate_series(1, 20000) as n"
+    )
+    await raw.run("set plan_cache_mode = force_generic_plan")
+    assert len(await page_dlq_jobs(raw.connection, client.schema, limit=500)) == 500
+    assert await delete_dlq_jobs(raw.connection, client.schema, DlqFilter(), limit=3) == 3
+    async with aclosing(export_dlq_jobs(raw.connection, client.schema)) as lines:  # type: ignore[type-var] # a generator
+        assert "20000" not in await anext(lines)
+    names = {
+        statement: name for name, statement in await raw.rows("select name, statement from pg_prepared_statements")
+    }
+    for statement, further in (
+        ("page_dlq_jobs", "5, 500"),
+        ("dlq_ids", "5, 9000, 3"),
+        ("export_dlq_jobs", "5, 9000, 3"),
+    ):
+        name = names[text(statement, client.schema)]
+        rows = await raw.rows(f"explain execute {name} (null, null, null, null, null, null, {further})")
+        plan = "\n".join(row[0] for row in rows)
+        assert "Sort" not in plan
+        assert "backfill_dlq_pkey" in plan
 
 
 async def test_progress_is_told_and_a_stopped_run_goes_on(client: BackfillClient, raw: "Raw") -> None:

@@ -12,6 +12,7 @@ from backfill.client.convenience import (
     enqueue_serial,
 )
 from backfill.client.dlq_bulk import Requeued
+from backfill.client.dlq_files import Imported
 from backfill.client.enqueue import Query, build_enqueue
 from backfill.client.enqueuer import Enqueuer
 from backfill.client.jobs import Unlocked
@@ -20,6 +21,7 @@ __all__ = [
     "BackfillClient",
     "CleanupTask",
     "Enqueuer",
+    "Imported",
     "Query",
     "Requeued",
     "Unlocked",

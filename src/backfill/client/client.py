@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from backfill.client import cleanup, dlq, dlq_bulk, dlq_requeue, dlq_scanner, jobs
+from backfill.client import cleanup, dlq, dlq_bulk, dlq_files, dlq_requeue, dlq_scanner, jobs
 from backfill.client import inspect as look
 from backfill.client.enqueuer import Enqueuer
-from backfill.client.methods import adding, operation
+from backfill.client.methods import adding, operation, streaming
 from backfill.db import DEFAULT_SCHEMA, Borrowed, Pool, check_schema_name, close_pool, open_pool
 from backfill.errors import ConfigurationError
 from backfill.hooks import HookRegistry, Plugin
@@ -146,5 +146,7 @@ class BackfillClient:
     requeue_dlq_jobs = operation(dlq_bulk.requeue_dlq_jobs)
     delete_dlq_jobs = operation(dlq_bulk.delete_dlq_jobs)
     prune_dlq_jobs = operation(dlq_bulk.prune_dlq_jobs)
+    export_dlq_jobs = streaming(dlq_files.export_dlq_jobs)
+    import_dlq_jobs = operation(dlq_files.import_dlq_jobs)
     start_dlq_processor = dlq_scanner.start_dlq_processor
     process_failed_jobs = operation(dlq_scanner.process_failed_jobs)

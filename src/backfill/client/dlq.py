@@ -82,7 +82,7 @@ async def page_dlq_jobs(
     """
     chosen = chosen_by(whole(dlq_filter or DlqFilter()))
     args = (LOWEST_ID if after is None else checked_id(after), checked_int("limit", limit, 1, 10_000))
-    return [entry_of(row) for row in await connection.fetch(text("page_dlq_jobs", schema), *chosen, *args)]
+    return [entry_of(row) for row in await fetch_in_order(connection, schema, "page_dlq_jobs", *chosen, *args)]
 
 
 async def get_dlq_job(connection: Connection, schema: str, entry_id: int) -> DlqJob | None:
@@ -164,6 +164,13 @@ def chosen_by(dlq_filter: DlqFilter) -> tuple[Any, ...]:
         dlq_filter.failed_before,
         dlq_filter.requeued,
     )
+
+
+async def fetch_in_order(connection: Connection, schema: str, name: str, *args: Any) -> list[asyncpg.Record]:
+    """The rows of a statement that walks entries in the order of their ids; a page costs the same wherever it is."""
+    async with connection.transaction():
+        await connection.execute(text("walk_in_order", schema))
+        return list(await connection.fetch(text(name, schema), *args))
 
 
 def whole(dlq_filter: DlqFilter) -> DlqFilter:

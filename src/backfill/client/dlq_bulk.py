@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from backfill.client.dlq import LOWEST_ID, checked_id, chosen_by, whole
+from backfill.client.dlq import LOWEST_ID, checked_id, chosen_by, fetch_in_order, whole
 from backfill.client.dlq_requeue import PageRequeuer, requeueing
 from backfill.db import Connection
 from backfill.errors import InvalidJob
@@ -201,8 +201,8 @@ class _Walk:
     async def measure(self, *, with_keys: bool) -> None:
         """Find out how many entries are chosen, and up to which id: those that come later are not."""
         args = (*self.chosen, self._after, self.limit, with_keys)
-        row = await self.connection.fetchrow(text("dlq_span", self.schema), *args)
-        if row is not None and row["last_id"] is not None:
+        (row,) = await fetch_in_order(self.connection, self.schema, "dlq_span", *args)
+        if row["last_id"] is not None:
             self.total, self.last_id, self.keys_in_use = row
 
     async def pages(self) -> AsyncIterator[list[int]]:
@@ -211,9 +211,10 @@ class _Walk:
         size = _PAGE if self.rate is None else max(1, min(_PAGE, int(self.rate)))
         while not self._stopped:
             args = (*self.chosen, after_id, self.last_id, size)
-            ids = await self.connection.fetchval(text("dlq_ids", self.schema), *args)
-            if not ids:
+            rows = await fetch_in_order(self.connection, self.schema, "dlq_ids", *args)
+            if not rows:
                 return
+            ids = [row["id"] for row in rows]
             yield ids
             after_id, given = ids[-1], given + len(ids)
             if self.rate is not None:

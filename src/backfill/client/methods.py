@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from backfill.client.enqueuer import Enqueuer
@@ -54,8 +54,28 @@ def operation(
         async with Borrowed(self.pool, what) as connection:
             return await function(connection, self.schema, *args, **kwargs)
 
+    _describe(method, function)
+    return method
+
+
+def streaming(
+    function: Callable[Concatenate[Connection, str, P], AsyncIterator[R]],
+) -> Callable[Concatenate[Client, P], AsyncIterator[R]]:
+    """The method for an iterator over a connection and schema: it keeps a connection of the pool until its end."""
+    what = f"cannot {function.__name__.replace('_', ' ')}"
+
+    @functools.wraps(function)
+    async def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
+        async with Borrowed(self.pool, what) as connection:
+            async for item in function(connection, self.schema, *args, **kwargs):
+                yield item
+
+    _describe(method, function)
+    return method
+
+
+def _describe(method: Any, function: Callable[..., Any]) -> None:
+    """Give the method the signature of its function as a method has it, for inspect and help()."""
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     signature = inspect.signature(function)
-    parameters = [own, *list(signature.parameters.values())[2:]]
-    method.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # for inspect and help()
-    return method
+    method.__signature__ = signature.replace(parameters=[own, *list(signature.parameters.values())[2:]])

@@ -2,6 +2,7 @@
 
 from backfill.model.dlq import DlqFilter, DlqJob, DlqJobList, DlqStats
 from backfill.model.dlq_bulk import DlqEdit, DlqProgress, checked_notes
+from backfill.model.dlq_line import ImportLine, import_line
 from backfill.model.flags import (
     NO_EXTRAS,
     Extras,
@@ -33,6 +34,7 @@ __all__ = [
     "EnqueueOutcome",
     "Enqueued",
     "Extras",
+    "ImportLine",
     "Job",
     "JobKeyMode",
     "JobSpec",
@@ -56,6 +58,7 @@ __all__ = [
     "encode_payload",
     "graphile_delay",
     "has_extras",
+    "import_line",
     "options_of",
     "payload_decoder",
     "priority_band",

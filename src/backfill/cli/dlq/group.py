@@ -3,6 +3,7 @@
 import click
 
 from backfill.cli.dlq.edit import edit
+from backfill.cli.dlq.files import export, import_
 from backfill.cli.dlq.look import list_, show, stats
 from backfill.cli.dlq.move import delete, prune, requeue
 
@@ -12,5 +13,5 @@ def dlq() -> None:
     """The dead letter queue: jobs that failed for good."""
 
 
-for command in (list_, show, stats, requeue, delete, edit, prune):
+for command in (list_, show, stats, requeue, delete, edit, prune, export, import_):
     dlq.add_command(command)
