@@ -60,22 +60,23 @@ class Node:
 
     def make(self) -> None:
         """Give it an empty cluster."""
-        self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "--no-locale", "-E", "UTF8", "-N")
+        self.run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "--no-locale", "-E", "UTF8", "-N")
 
     def clone(self, primary: "Node") -> None:
         """Make it a standby of a server that runs."""
-        self._run(
+        self.run(
             *("pg_basebackup", "-h", str(primary.folder), "-p", str(PORT), "-U", "postgres"),
             *("-D", str(self.data), "-R", "-X", "stream", "-c", "fast", "-N"),
         )
 
     async def start(self) -> None:
         """Start it, and wait until it takes connections. Call it in the main thread, with whose end it ends."""
-        self._spawn()
+        self.spawn()
         await until(self._answers, "the server takes connections")
 
-    def _spawn(self) -> None:
-        given = {**SETTINGS, "unix_socket_directories": str(self.folder), "port": str(PORT)}
+    def spawn(self, **settings: str) -> None:
+        """Start it, with further settings; it may take a while until it takes connections."""
+        given = {**SETTINGS, "unix_socket_directories": str(self.folder), "port": str(PORT), **settings}
         options = [part for name, value in given.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -130,7 +131,8 @@ class Node:
             return True
         return False
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs."""
         done = subprocess.run(
             [str(self._programs / program), *arguments],
             check=False,

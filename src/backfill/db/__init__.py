@@ -4,7 +4,7 @@ from backfill.db.borrow import Borrowed, close_pool
 from backfill.db.errors import DRIVER_ERRORS, is_connection_error, overran, remedy, takes_no_writes, translate
 from backfill.db.hosts import target
 from backfill.db.keeper import Keeper
-from backfill.db.limits import CALL, CLAIM, LISTEN, MAINTENANCE, RELEASE, START, Limit
+from backfill.db.limits import CALL, CLAIM, LISTEN, MAINTENANCE, RELEASE, Limit
 from backfill.db.listen import Listener
 from backfill.db.names import DEFAULT_SCHEMA, check_schema_name, quote_ident
 from backfill.db.pool import (
@@ -19,6 +19,7 @@ from backfill.db.pool import (
 )
 from backfill.db.security import check_row_security
 from backfill.db.session import Session
+from backfill.db.start import check_writable, once_ready
 
 __all__ = [
     "APPLICATION_NAME",
@@ -29,7 +30,6 @@ __all__ = [
     "LISTEN",
     "MAINTENANCE",
     "RELEASE",
-    "START",
     "WORKER_SETTINGS",
     "Borrowed",
     "Connection",
@@ -41,10 +41,12 @@ __all__ = [
     "Session",
     "check_row_security",
     "check_schema_name",
+    "check_writable",
     "close_pool",
     "connect",
     "is_connection_error",
     "mark_unchanged",
+    "once_ready",
     "open_pool",
     "overran",
     "quote_ident",

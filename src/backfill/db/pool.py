@@ -94,7 +94,7 @@ async def open_pool(
 
     Args:
         url: As for ``connect``.
-        min_size: Connections opened at once and kept.
+        min_size: Connections opened at once. They are not kept up: during an outage nothing is tried that nobody asked for.
         max_size: Connections at most.
         limit: How long each statement may take.
         connect_timeout: Seconds until an attempt to connect is given up.
@@ -110,7 +110,15 @@ async def open_pool(
     async def dial(*_: Any, **__: Any) -> Session:
         return await connect(url, limit=limit, connect_timeout=connect_timeout, settings=settings)
 
-    pool: Pool = await asyncpg.create_pool(min_size=min_size, max_size=max_size, connect=dial, connection_class=Session)
+    pool: Pool = await asyncpg.create_pool(min_size=0, max_size=max_size, connect=dial, connection_class=Session)
+    try:
+        opened = [await pool.acquire() for _ in range(min_size)]
+        for connection in opened:
+            mark_unchanged(connection)
+            await pool.release(connection)
+    except BaseException:
+        pool.terminate()
+        raise
     return pool
 
 

@@ -18,6 +18,7 @@ else:  # the class is generic in its type stubs only
     _Connection = asyncpg.Connection
 
 _CLOSE: Final = 2.0  # seconds
+_PATIENCE: Final = 5_000  # milliseconds for the end of a backend
 
 # What the operating systems call them; Windows and macOS lack some, or have them by other names.
 _OPTIONS: Final = (
@@ -75,6 +76,14 @@ class Session(_Connection):
             raise  # a connection that is lost is given up, and its transaction with it
         await transaction.commit()
         return rows
+
+    async def replace(self) -> None:
+        """End what is left on the server of connections of the same ``application_name``, which are lost to us.
+
+        Such a backend may hold locks, in a transaction whose end will never arrive, until the network tells it that its
+        client is gone. Only for a name that one connection has at a time.
+        """
+        await self.fetchval(text("end_predecessors", ""), _PATIENCE, self.has_pooler)
 
     async def leave(self) -> None:
         """Close the connection: politely if the server answers at once."""

@@ -393,6 +393,17 @@ select count(pg_terminate_backend(pid, $2::int8)) as backends
    and pid <> pg_backend_pid()
    and (state is distinct from 'idle' or not $3::bool)
 
+-- name: end_predecessors
+-- Ends the other backends of this session's application name, and waits for their end up to $1 milliseconds each. One that
+-- has lost its client may hold locks until the network tells it so. Behind a pooler as in end_backends.
+-- takes: patience int8, only_busy bool
+-- gives: backends int8
+select count(pg_terminate_backend(pid, $1::int8)) as backends
+  from pg_stat_activity
+ where application_name = current_setting('application_name')
+   and pid <> pg_backend_pid()
+   and (state is distinct from 'idle' or not $2::bool)
+
 -- name: database_time
 -- The database's clock: the time that decides what is due.
 -- gives: now timestamptz
@@ -408,6 +419,11 @@ select pg_try_advisory_xact_lock(hashtextextended('backfill dead letter scan of 
 -- The id of the server's process behind this transaction. Through a pooler it is not the one that was announced to the client.
 -- gives: process int4
 select pg_backend_pid() as process
+
+-- name: is_read_only
+-- Whether the server, or this session of it, takes no writes.
+-- gives: read_only bool
+select current_setting('transaction_read_only')::bool as read_only
 
 -- name: set_for_transaction
 -- Sets settings up to the end of the transaction; how many.

@@ -1,4 +1,8 @@
-"""One of a worker's own connections: opened when needed, opened again when lost."""
+"""One of a worker's own connections: opened when needed, opened again when lost.
+
+What a lost connection has sent may still be at work on the server, or its transaction may be held open there, with locks that
+its successor would wait for. So the successor begins with ending it.
+"""
 
 import asyncio
 import random
@@ -90,8 +94,15 @@ class Link:
         if self._connection is not None:
             self._connection = None
             self.losses += 1
-        self._connection = await self._connect()
-        return self._connection
+        connection = await self._connect()
+        if self.losses:
+            try:
+                await connection.replace()
+            except BaseException:
+                connection.terminate()
+                raise
+        self._connection = connection
+        return connection
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

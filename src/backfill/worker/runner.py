@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 
 from backfill.client import BackfillClient
 from backfill.cron import CronItem, parse_crontab, warn_if_never
+from backfill.db import Borrowed, check_writable, once_ready, target
 from backfill.errors import ConfigurationError, CrontabError, CrontabProblem
 from backfill.hooks import (
     DEFAULT_BUFFER,
@@ -149,21 +150,26 @@ class WorkerRunnerBuilder:
     async def build(self) -> "WorkerRunner":
         """Connect, install the schema if need be, and give the runner.
 
+        A server that says that it is starting up, or has no connection left, is waited for up to 30 seconds.
+
         Raises:
             ConfigurationError: No job was defined.
-            DatabaseError: The database can't be reached.
+            DatabaseError: The database can't be reached, or takes no writes.
             SchemaError: The schema there does not fit, or the role can't use it.
         """
         if not self._handlers:
             raise ConfigurationError("no job is defined: call define_job before build")
         client = BackfillClient(self._config.database_url, schema=self._config.schema, hooks=self._hooks)
-        await client.open()
+        await once_ready(client.open)
         runner = WorkerRunner(self._config, tuple(self._handlers.values()), client, self.cron_items)
         self._warn_of_tasks()
+        where = target(self._config.database_url)
         try:
+            async with Borrowed(client.pool, f"cannot use {where}") as connection:
+                await check_writable(connection, where)
             event = WorkerInit(pool=client.pool, schema=client.schema, concurrency=runner.worker_count)
             await self._hooks.observe(event)
-        except BaseException:  # a cancellation
+        except BaseException:
             await client.close()
             raise
         return runner
