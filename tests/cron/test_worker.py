@@ -76,7 +76,7 @@ def test_of_a_crontab_all_or_nothing_is_added(builder: WorkerRunnerBuilder) -> N
 
 def test_an_item_that_never_runs_is_warned_of(builder: WorkerRunnerBuilder, caplog: pytest.LogCaptureFixture) -> None:
     builder.add_cron_schedule(CronItem("note", "0 0 31 6 *"))
-    assert "cron item note (made in code) never runs" in caplog.text
+    assert "cron item note (an item in code) never runs" in caplog.text
 
 
 async def test_a_worker_schedules_its_items_and_runs_their_jobs(

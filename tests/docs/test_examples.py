@@ -10,6 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
+    "cron.py": ["morning: At 04:00 on Monday through Friday", "2030-03-31T03:00+02:00", "scheduling 3 items"],
     "basic.py": ["to root@example.com: fire", "runs: 3"],
     "in_your_transaction.py": ["placed order 1", "refused: order 2", "[{'order': 1}]"],
     "batch_jobs.py": ["attempt 1: 3 items", "attempt 2: 1 items", "sent to carol@example.com", "jobs left: 0"],

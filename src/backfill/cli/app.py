@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from backfill.cli.cron import cron
 from backfill.cli.demo import demo
 from backfill.cli.dlq import dlq
 from backfill.cli.enqueue import enqueue
@@ -27,7 +28,7 @@ def root() -> None:
     """
 
 
-for command in (demo, worker, enqueue, jobs, dlq, schema):
+for command in (demo, worker, enqueue, jobs, dlq, cron, schema):
     root.add_command(command)
 
 

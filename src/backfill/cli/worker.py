@@ -2,20 +2,23 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from backfill.cli.common import Cli, common, run
+from backfill.cli.cron import read_crontab
 from backfill.cli.failing import report
 from backfill.cli.load import Loaded, load
 from backfill.cli.output import count_of, print_json
 from backfill.cli.params import DURATION, ParamType
 from backfill.cli.processes import run_processes
 from backfill.cli.stopping import StopRequests, leave, leave_within
+from backfill.cron import CronItem, parse_crontab
 from backfill.errors import ConfigurationError
 from backfill.worker import QueueConfig, WorkerConfig, WorkerRunner, WorkerRunnerBuilder
 from backfill.worker.config import HIGHEST_PRIORITY, LOWEST_PRIORITY
@@ -67,6 +70,7 @@ def _range(text: str) -> tuple[int, int]:
 @click.option("--once", is_flag=True, help="Run what is due now, and end.")
 @click.option("--concurrency", metavar="N", type=click.IntRange(1, 10_000), help="One lane of N slots for all jobs.")
 @click.option("--lane", "lanes", type=LaneType(), multiple=True, help="A lane; repeatable. See below.")
+@click.option("--crontab", metavar="FILE", type=click.Path(path_type=Path), help="Add jobs at its times.")
 @click.option("--processes", metavar="N", type=click.IntRange(1, 1000), help="N such workers, each a process.")
 @click.option("--listen-url", metavar="URL", help="To be notified at, if DATABASE_URL is a pooler's.")
 @click.option("--poll-interval", type=DURATION, help="Between looks at the database while LISTEN is down. [200ms]")
@@ -75,7 +79,9 @@ def _range(text: str) -> tuple[int, int]:
 @click.option("--no-dlq", is_flag=True, help="Leave jobs that failed for good in the queue.")
 @click.option("--log-jobs", is_flag=True, help="Log a line at INFO for each job that ends well.")
 @common("INFO")
-def worker(cli: Cli, /, *, targets: tuple[str, ...], once: bool, processes: int | None, **options: Any) -> int:
+def worker(
+    cli: Cli, /, *, targets: tuple[str, ...], once: bool, processes: int | None, crontab: Path | None, **options: Any
+) -> int:
     """Run jobs with the tasks of each MODULE, which is looked for in the current folder first.
 
     OBJECT is a task, a list of tasks, a WorkerRunnerBuilder, or a function that makes one of a WorkerConfig. With
@@ -95,8 +101,11 @@ def worker(cli: Cli, /, *, targets: tuple[str, ...], once: bool, processes: int 
         raise click.UsageError("--concurrency and --lane exclude each other: --concurrency N is --lane default=N")
     if once and processes is not None:
         raise click.UsageError("--once runs in one process: leave --processes out")
+    if once and crontab is not None:
+        raise click.UsageError("--once adds no jobs at set times: leave --crontab out")
+    items = [] if crontab is None else parse_crontab(read_crontab(crontab))
     with nullcontext() if cli.url is None else cli.database(create=True) as url:
-        work = partial(_work, cli, url, targets, folders, options)
+        work = partial(_work, cli, url, targets, folders, options, items=items)
         if processes is None:
             return work(once=once)
         ended = run_processes(processes, partial(_work_as_child, work))
@@ -112,6 +121,7 @@ def _work(
     folders: tuple[str, ...],
     options: dict[str, Any],
     *,
+    items: Sequence[CronItem],
     once: bool = False,
     orphaned: int | None = None,
 ) -> int:
@@ -122,6 +132,8 @@ def _work(
     builder = loaded.builder(partial(_config, cli, url, options))
     for folder in folders:
         builder.define_executables(folder)
+    for item in items:
+        builder.add_cron_schedule(item)
     if once:
         return run(_run_once(cli, builder))
     silent = orphaned is not None or not cli.as_json

@@ -33,7 +33,7 @@ def crontab_line(item: CronItem) -> str:
     mode = item.job_key_mode
     options = {
         "id": None if item.identifier == item.task else item.identifier,
-        "fill": _fill_text(item),
+        "fill": fill_text(item),
         "max": item.max_attempts,
         "queue": item.queue,
         "jobKey": item.job_key,
@@ -56,7 +56,8 @@ def _is_same(read: CronItem, item: CronItem) -> bool:
     return read.payload == item.payload and all(getattr(read, name) == getattr(item, name) for name in names)
 
 
-def _fill_text(item: CronItem) -> str | None:
+def fill_text(item: CronItem) -> str | None:
+    """The item's fill as a line says it, such as ``1d12h``; None when there is none."""
     seconds, found = int(item.fill.total_seconds()), ""
     for unit, size in _UNITS:
         count, seconds = divmod(seconds, size)

@@ -99,7 +99,7 @@ class WorkerRunnerBuilder:
             return self._add_items(items)
         if not isinstance(item, CronItem):
             raise CrontabError(CrontabProblem("a line of a crontab or a CronItem", f"{item!r:.80}"))
-        warn_if_never(item, "made in code")
+        warn_if_never(item, "an item in code")
         return self._add_items([item])
 
     def add_crontab(self, text: str) -> Self:
