@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from backfill import BackfillClient, DlqFilter, DlqJob, Job, JobSpec, Priority, RetryPolicy
+from backfill import BackfillClient, DlqEdit, DlqFilter, DlqJob, Job, JobSpec, Priority, RetryPolicy
 from backfill.errors import DatabaseError, DlqEntryNotFound, InvalidJob, KeyInUse
 
 if TYPE_CHECKING:
@@ -406,6 +406,34 @@ async def test_columns_and_indexes_that_users_add_break_nothing(client: Backfill
     await client.requeue_dlq_job(entry.id, "fine")
     (found,) = (await client.list_dlq_jobs()).jobs
     assert (found.payload, found.notes) == ({"a": 1}, "fine")
+
+
+async def test_generated_columns_and_triggers_of_users_live_through_every_change(
+    client: BackfillClient, raw: "Raw"
+) -> None:
+    await raw.run(
+        "alter table graphile_worker.backfill_dlq add column kind text generated always as (task_identifier || '!') stored,"
+        " add column seen int not null default 0, add column since timestamptz not null default now()"
+    )
+    await raw.run("create unique index on graphile_worker.backfill_dlq (kind, id)")
+    await raw.run(
+        "create function graphile_worker.see() returns trigger language plpgsql as $body$"
+        " begin new.seen = new.seen + 1; return new; end $body$"
+    )
+    await raw.run(
+        "create trigger see before insert or update on graphile_worker.backfill_dlq"
+        " for each row execute function graphile_worker.see()"
+    )
+    keyed, plain = await dead(client, 1, job_key="k"), await dead(client, 2)
+    since = await raw.rows("select since from graphile_worker.backfill_dlq order by id")
+    for entry in (keyed, plain):
+        await client.edit_dlq_job(entry.id, DlqEdit(task_identifier="u"))  # seen twice
+        await fail_again(client, await client.requeue_dlq_job(entry.id, edit=DlqEdit(payload=3)))  # edited, out, back
+    assert (await client.requeue_dlq_jobs(DlqFilter())).requeued == 2
+    rows = await raw.rows("select kind, seen, since from graphile_worker.backfill_dlq order by id")
+    assert [(row["kind"], row["seen"]) for row in rows] == [("u!", 6), ("u!", 6)]
+    assert [row["since"] for row in rows] == [row["since"] for row in since]
+    assert await client.delete_dlq_jobs(DlqFilter(requeued=True)) == 2
 
 
 async def test_a_value_that_python_cannot_hold_hides_no_entry(client: BackfillClient, raw: "Raw") -> None:

@@ -1,5 +1,6 @@
 """The dead letter queue seen from a worker: what gets there unchanged, what comes back, and what others have left behind."""
 
+import asyncio
 import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,63 @@ async def test_a_requeued_job_that_is_retried_stays_tied_to_its_entry(
     await sql.run("update graphile_worker._private_jobs set run_at = now()")
     await runner.process_available_jobs()
     assert (await sql.dead(), await sql.count(), tries) == ([], 0, 3)
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_requeued_job_that_is_handed_back_stays_tied_to_its_entry(
+    sql: "Sql",
+    *,
+    client: "BackfillClient",
+    run_worker: "RunWorker",
+    make_runner: "MakeRunner",
+    until: "Until",
+    key: str | None,
+) -> None:
+    switch, started = Switch(), asyncio.Event()
+    await client.enqueue("switch", 1, JobSpec(job_key=key))
+    await (await make_runner(switch.task)).process_available_jobs()
+    (entry,) = await sql.dead()
+    job = await client.requeue_dlq_job(entry["id"])
+
+    @task("switch")
+    async def waits() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async with run_worker(waits, shutdown_timeout=timedelta(seconds=0.4), ready=False) as running:
+        await until(started.is_set, "it runs")
+        await running.end()
+    (out,) = await sql.dead()
+    assert out["requeued_job_id"] == job.id
+    await sql.run("update graphile_worker._private_jobs set run_at = now()")
+    await (await make_runner(switch.task)).process_available_jobs()
+    (back,) = await sql.dead()
+    assert (back["id"], back["requeued_job_id"], back["failure_count"]) == (entry["id"], None, 2)
+
+
+async def test_with_the_dead_letter_queue_off_requeued_jobs_settle_their_entries_too(
+    sql: "Sql", client: "BackfillClient", run_worker: "RunWorker", until: "Until"
+) -> None:
+    """A success deletes the entry; a failure for good leaves the job in the queue, tied to it, until somebody scans."""
+    switch = Switch()
+    ids = [(await client.enqueue("switch", n)).unwrap().id for n in range(2)]
+    await client.fail_jobs(ids, "by hand")
+    entries = await client.page_dlq_jobs()
+    async with run_worker(switch.task, dlq_processor_interval=None) as running:
+        failing = await client.requeue_dlq_job(entries[0].id)
+        await until(lambda: running.worker.releaser.ran == 1, "the first has failed")
+        switch.fails = False
+        await client.requeue_dlq_job(entries[1].id)
+        await until(lambda: dead_are(sql, [entries[0].id]), "the second's success has deleted its entry")
+    (out,) = await sql.dead()
+    assert (out["requeued_job_id"], await sql.count()) == (failing.id, 1)
+    assert await client.process_failed_jobs() == 1
+    (back,) = await sql.dead()
+    assert (back["id"], back["requeued_job_id"], back["failure_count"]) == (entries[0].id, None, 2)
+
+
+async def dead_are(sql: "Sql", ids: list[int]) -> bool:
+    return [entry["id"] for entry in await sql.dead()] == ids
 
 
 async def test_the_scanner_moves_what_others_left(sql: "Sql", run_worker: "RunWorker", until: "Until") -> None:

@@ -31,9 +31,16 @@ new_queue as (
 select (select count(*) from new_task) + (select count(*) from new_queue) as created
 
 -- fragment: entry_to_requeue
--- What the requeueing of entries needs of them, each locked. $3: force.
+-- What the requeueing of entries needs of them, each locked. $3: force. A deadline that has passed is left behind: with it
+-- the job would be back at once. Deadlines are written in UTC, so that their texts sort as they do.
   select entries.id, nullif(entries.job_key, '') as job_key, entries.priority::int2 as priority,
-         case when jsonb_typeof(entries.flags) = 'object' then entries.flags else '{}'::jsonb end
+         case when jsonb_typeof(entries.flags) = 'object'
+              then entries.flags - array(
+                select flags.name
+                  from jsonb_object_keys(entries.flags) as flags(name)
+                 where flags.name collate "C" between 'backfill:deadline=' and
+                       'backfill:deadline=' || to_char(now() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS'))
+              else '{}'::jsonb end
            || jsonb_build_object('backfill:dlq', true) as flags,
          coalesce(entries.max_attempts, 8)::int2 as max_attempts, tasks.id as task_id, queues.id as queue_id,
          entries.task_identifier, nullif(entries.queue_name, '') as queue_name,
