@@ -326,6 +326,7 @@ async def test_a_later_batch_updates_the_rows_of_its_keys(client: BackfillClient
     """R-31; unlike the Rust port, unsafe_dedupe is possible in a batch."""
     first = await client.enqueue_many([("task", n, JobSpec(job_key=f"k{n}")) for n in range(3)])
     second = await client.enqueue_many([("task", 10 + n, JobSpec(job_key=f"k{n}")) for n in (2, 0)])
+    assert [(outcome.unwrap().key, outcome.unwrap().payload) for outcome in second] == [("k2", 12), ("k0", 10)]
     assert [outcome.unwrap().id for outcome in second] == [first[n].unwrap().id for n in (2, 0)]
     assert await keyed(sql) == [("10", 0, 1, "k0"), ("1", 0, 0, "k1"), ("12", 0, 1, "k2")]
     (third,) = await client.enqueue_many([("task", 99, JobSpec(job_key="k1", job_key_mode=DEDUPE))])
