@@ -1,4 +1,4 @@
-"""R-72: the life of a job by the command line alone, and what it refuses."""
+"""The life of a job by the command line alone, and what it refuses."""
 
 import pytest
 from tests.cli.conftest import CommandLine, Rows, cli, rows
@@ -9,6 +9,7 @@ JOBS = "select count(*) from graphile_worker._private_jobs"
 
 
 async def test_the_whole_life_of_a_job(cli: CommandLine, rows: Rows) -> None:
+    """R-72."""
     await cli("schema", "check")
     added = (await cli("enqueue", "greet", '{"to": "a"}', "--key", "k", "--queue", "q", "--json")).document
     job_id = added["job"]["id"]
@@ -43,4 +44,5 @@ async def test_the_whole_life_of_a_job(cli: CommandLine, rows: Rows) -> None:
     ],
 )
 async def test_what_is_refused(cli: CommandLine, command: tuple[object, ...], words: str) -> None:
+    """R-72."""
     assert words in (await cli(*command, code=2)).err

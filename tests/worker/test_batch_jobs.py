@@ -73,6 +73,7 @@ async def make_due(sql: "Sql") -> None:
 
 
 async def test_arrays_under_one_key_are_joined_in_the_order_of_the_calls(sql: "Sql", client: "BackfillClient") -> None:
+    """C-028."""
     for item in (1, 2):
         await client.enqueue("batch", [{"n": item}], KEYED)
     await client.enqueue_many([("batch", [{"n": 3}, {"n": 4}], KEYED), ("batch", [0], JobSpec(job_key="other"))])
@@ -86,6 +87,7 @@ async def test_arrays_under_one_key_are_joined_in_the_order_of_the_calls(sql: "S
 
 @pytest.mark.parametrize("payload", [[], {}, {"a": 1}, "text", None, msgspec.UNSET])
 async def test_a_batch_task_is_enqueued_with_items_only(sql: "Sql", client: "BackfillClient", payload: Any) -> None:
+    """R-37."""
     batch = Batch().task
     with pytest.raises(InvalidJob, match="batch is a batch task: its payload must be a list of at least one item"):
         await client.enqueue(batch, payload)
@@ -96,6 +98,7 @@ async def test_a_batch_task_is_enqueued_with_items_only(sql: "Sql", client: "Bac
 
 @pytest.mark.parametrize("changed", [{"an": "object"}, []])
 async def test_a_hook_cannot_make_something_else_of_a_batch(sql: "Sql", client: "BackfillClient", changed: Any) -> None:
+    """R-40."""
     hooks = HookRegistry()
     hooks.on(BeforeJobSchedule, lambda _: Continue(changed))
     enqueuer = Enqueuer(client.pool, sql.schema, hooks)
@@ -106,6 +109,7 @@ async def test_a_hook_cannot_make_something_else_of_a_batch(sql: "Sql", client: 
 
 
 async def test_batches_can_be_enqueued_from_a_handler(sql: "Sql", make_runner: "MakeRunner") -> None:
+    """R-41."""
     batch = Batch()
 
     @task("first")
@@ -143,6 +147,8 @@ async def later(value: Any) -> Any:
 async def test_a_batch_that_ended_well_is_gone(
     sql: "Sql", client: "BackfillClient", make_runner: "MakeRunner", give: Callable[[list[int]], Any]
 ) -> None:
+    """C-029, R-37."""
+
     @task(batch=True)
     async def batch(items: list[int]) -> Any:
         return give(items)
@@ -190,6 +196,7 @@ def return_awaitables_from_a_thread(items: list[int]) -> list[Any]:
 async def test_only_items_that_failed_stay_in_their_order(
     sql: "Sql", client: "BackfillClient", make_runner: "MakeRunner", batch: Task[Any]
 ) -> None:
+    """C-030, R-38."""
     spec = JobSpec(queue="q", max_attempts=3, retry_policy=RetryPolicy(3, 60, 60, jitter_factor=0))
     await client.enqueue("batch", [1, 2, 3, 4, 5], spec)
     runner = await make_runner(batch)
@@ -233,6 +240,8 @@ def test_what_is_no_array_has_no_items(text: str) -> None:
 async def test_a_handler_that_raises_keeps_all_items(
     sql: "Sql", client: "BackfillClient", make_runner: "MakeRunner"
 ) -> None:
+    """C-029, R-39."""
+
     @task("batch", batch=True)
     async def batch(items: list[int]) -> None:
         raise OSError("the whole of it")
@@ -281,6 +290,8 @@ async def test_a_batch_over_its_time_limit_keeps_all_items(
 async def test_a_result_that_does_not_say_which_failed_fails_the_whole_for_good(
     sql: "Sql", client: "BackfillClient", make_runner: "MakeRunner", result: Any, words: str
 ) -> None:
+    """R-39."""
+
     @task("batch", batch=True)
     async def batch(items: list[int]) -> Any:
         return [later(one) for one in result] if isinstance(result, list) else result
@@ -307,6 +318,8 @@ async def test_a_result_that_does_not_say_which_failed_fails_the_whole_for_good(
 async def test_what_is_no_list_of_items_fails_for_good_unchanged(
     sql: "Sql", make_runner: "MakeRunner", payload: str, words: str
 ) -> None:
+    """R-39."""
+
     @task("batch", batch=True)
     async def batch(items: list[Mail]) -> None:
         raise AssertionError("must not be called")

@@ -157,6 +157,7 @@ def test_without_a_database_the_message_says_what_to_set() -> None:
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, Any], words: str) -> None:
+    """R-56."""
     with pytest.raises(ConfigurationError, match=words):
         WorkerConfig(database_url=URL, **settings)
 

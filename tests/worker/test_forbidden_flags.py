@@ -46,6 +46,7 @@ async def none_later() -> None:
 
 
 async def test_flags_are_stored_as_an_object_of_true_values(sql: "Sql", client: "BackfillClient") -> None:
+    """C-043, R-36."""
     await client.enqueue("task", 1, JobSpec(flags={"a", "b"}))
     stored = await sql.value("select flags::text from graphile_worker._private_jobs")
     assert json.loads(stored) == {"a": True, "b": True}
@@ -59,6 +60,7 @@ async def test_flags_are_stored_as_an_object_of_true_values(sql: "Sql", client: 
 async def test_a_job_with_a_forbidden_flag_is_left_unrun_and_others_run(
     sql: "Sql", make_runner: "MakeRunner", noting: Noting, forbidden: Any
 ) -> None:
+    """C-044, R-36."""
     left = await sql.add("task", 1, flags=["a", "b"])
     await sql.add("task", 2, flags=["a"])
     await sql.add("task", 3)
@@ -78,6 +80,7 @@ async def test_a_job_with_a_forbidden_flag_is_left_unrun_and_others_run(
 async def test_no_flag_an_empty_list_and_unknown_flags_block_nothing(
     sql: "Sql", make_runner: "MakeRunner", noting: Noting, forbidden: Any
 ) -> None:
+    """C-045."""
     await sql.add("task", 1, flags=["a"])
     await sql.add("task", 2)
     runner = await make_runner(noting.task, forbidden_flags=forbidden)
