@@ -38,8 +38,10 @@ class Claimed:
         requeued: Whether it may be out of the dead letter queue: its flag says so, or it has a key, and whoever added the job
             again under its key has dropped the flag.
         released: Whether its row has been released, and only its queue has not.
-        seconds: How long its handler took, once it has ended.
+        seconds: How long its handler took; set when its run has ended.
     """
+
+    seconds: float
 
     __slots__ = (
         "_extras",
@@ -74,7 +76,6 @@ class Claimed:
         self.claimed_at = claimed_at
         self.fence = fence
         self.released = False
-        self.seconds = 0.0
         self._extras: Extras | None = None
         self.requeued = self.keyed or (has_extras(row[4]) and self.extras.dlq)
 

@@ -74,7 +74,7 @@ class HookedRuns:
 
     async def run(self, claimed: Claimed) -> Outcome:
         """Run a job; how that ended."""
-        job = claimed.job()
+        job, claimed.seconds = claimed.job(), 0.0
         ended, outcome = await self._before(claimed, job)
         if not ended:
             began = time.monotonic()

@@ -263,7 +263,7 @@ class Releaser:
     def _forget(self, job: Claimed, outcome: Outcome) -> None:
         if self.held.get(job.id) is job:
             del self.held[job.id]
-        if not isinstance(outcome, HandBack | Leave):
+        if outcome is None or isinstance(outcome, Failure):
             self.ran += 1
         if self._log_jobs and outcome is None:
             logger.info("job %d (%s) done, attempt %d", job.id, job.handler.identifier, job.attempt, extra=_fields(job))

@@ -152,13 +152,14 @@ class Slot:
             self.current, self.started_at = job, started
             if self._hooks.around_runs:
                 outcome = await _InContext(self._hooked.run(job))
+                took = time.monotonic() - started
             else:
                 outcome = await self._execute(job)
                 if self._task is not None and (self._cancelled_for or self._task.cancelling()):
                     outcome = await self._after_cancel(job, outcome)
-                job.seconds = time.monotonic() - started
+                took = job.seconds = time.monotonic() - started
             self.current = None
-            lane.ran(time.monotonic() - started)
+            lane.ran(took)
             self._settle(job, outcome)
 
     def _is_cancelled(self) -> bool:
