@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,9 +60,11 @@ class PgBouncer:
 
     Args:
         dsn: A database's URL; its host may be a folder with a unix socket.
+        ignores: Settings that come with a connection and are ignored instead of refused.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, ignores: Collection[str] = ()) -> None:
+        self._ignores = ", ".join(ignores)
         self._program = program()
         self._server = dsn
         self._account = choose_account(None)
@@ -81,7 +84,7 @@ class PgBouncer:
             f"[databases]\n* = host={host} port={port} user={parts.username}{password}\n"
             f"[pgbouncer]\nunix_socket_dir = {self._folder}\nlisten_port = {PORT}\npool_mode = transaction\n"
             f"auth_type = trust\nauth_file = {self._folder / 'users'}\nlogfile = {self._folder / 'log'}\n"
-            f"default_pool_size = {POOL}\nmax_client_conn = 500\nmax_db_connections = {POOL}\n"
+            f"ignore_startup_parameters = {self._ignores}\ndefault_pool_size = {POOL}\nmax_client_conn = 500\nmax_db_connections = {POOL}\n"
         )
         if self._account.drops:
             for path in (self._folder, *self._folder.iterdir()):

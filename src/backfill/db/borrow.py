@@ -18,7 +18,7 @@ from typing import Final
 from backfill.db.errors import DRIVER_ERRORS, is_connection_error, takes_no_writes, translate
 from backfill.db.keeper import Keeper
 from backfill.db.limits import ACQUIRE, Limit
-from backfill.db.pool import Connection, Pool, PooledConnection
+from backfill.db.pool import Connection, Pool, PooledConnection, has_ended
 from backfill.errors import BackfillError, DatabaseError
 
 _CLOSE: Final = 10.0  # seconds
@@ -58,7 +58,7 @@ class Borrowed:
     async def __aenter__(self) -> Connection:
         kept = None if self._keeper is None else self._keeper.take()
         if kept is not None:
-            if not kept.is_closed():
+            if not has_ended(kept):
                 self._connection = kept
                 return kept
             await self._pool.release(kept)
@@ -82,11 +82,13 @@ class Borrowed:
             return
         limit: Limit | None = getattr(connection, "limit", None)
         lost = error is not None and is_connection_error(error)
-        if lost:
-            connection.terminate()
         if error is not None and takes_no_writes(error):
             await self._pool.expire_connections()
-        with contextlib.suppress(*DRIVER_ERRORS):  # what was to be done is done, or its error is on the way
+        # What was to be done is done, or its error is on the way. A connection that has ended has left the pool by itself.
+        with contextlib.suppress(*DRIVER_ERRORS):
+            if lost:
+                connection.terminate()
+        with contextlib.suppress(*DRIVER_ERRORS):
             await self._pool.release(connection)
         if not isinstance(error, DRIVER_ERRORS) or isinstance(error, BackfillError):
             return

@@ -15,7 +15,7 @@ After an error a connection always goes back to the pool, which resets it. ``Bor
 import asyncio
 from typing import Final
 
-from backfill.db.pool import Pool, PooledConnection, mark_unchanged
+from backfill.db.pool import Pool, PooledConnection, has_ended, mark_unchanged
 
 KEEP: Final = 0.01  # seconds
 
@@ -42,8 +42,10 @@ class Keeper:
 
     def keep(self, connection: PooledConnection) -> bool:
         """Keep a connection whose session is as it was, instead of giving it back to the pool; whether that was done."""
+        if has_ended(connection):
+            return False
         mark_unchanged(connection)
-        if self._closed or self._kept is not None or connection.is_closed():
+        if self._closed or self._kept is not None:
             return False
         if self._timer is None:  # while it runs, it looks
             if not self._pool_has_others():

@@ -51,6 +51,14 @@ def mark_unchanged(connection: Connection) -> None:
         mark()
 
 
+def has_ended(connection: PooledConnection) -> bool:
+    """Whether an acquired connection has ended; it may have left the pool by itself."""
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True
+
+
 async def connect(
     url: str,
     *,

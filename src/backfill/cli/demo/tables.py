@@ -10,7 +10,7 @@ from typing import Final
 import asyncpg
 
 from backfill.db import Connection, connect
-from backfill.errors import SchemaError
+from backfill.errors import ConfigurationError, SchemaError
 from backfill.schema import install
 from backfill.sql import parse, with_schema
 
@@ -41,9 +41,15 @@ async def demo_schema(url: str, schema: str, *, keep: bool) -> AsyncIterator[Con
 
     Raises:
         SchemaError: There is a schema of that name that no demo made, or another demo is at work in it.
+        ConfigurationError: The URL leads through a connection pooler.
     """
     connection = await connect(url)
     try:
+        if connection.has_pooler:
+            raise ConfigurationError(
+                "the demo holds a lock of its session while it runs, which a connection pooler does not carry: give it a"
+                " direct address of the database"
+            )
         await _make(connection, schema)
         try:
             yield connection
