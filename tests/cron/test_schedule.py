@@ -131,6 +131,54 @@ async def test_c_053_a_key_whose_job_runs_gets_a_successor(cron: Cron) -> None:
     assert await cron.times() == ["15 12:01", "15 12:02"]
 
 
+async def test_c_053_a_claim_at_the_moment_of_the_add_does_not_lose_the_job(cron: Cron) -> None:
+    """Functions that Node installed give a row of nulls then; here they do so the first time."""
+    await cron.rows("create sequence public.calls")
+    await cron.rows("alter function graphile_worker.add_job rename to add_job_to_its_end")
+    await cron.rows(
+        "create function graphile_worker.add_job(identifier text, payload json default null, queue_name text default null,"
+        " run_at timestamptz default null, max_attempts integer default null, job_key text default null,"
+        " priority integer default null, flags text[] default null, job_key_mode text default 'replace')"
+        " returns graphile_worker._private_jobs language plpgsql as $$ begin"
+        " if nextval('public.calls') < 4 then return null; end if;"
+        " return graphile_worker.add_job_to_its_end($1, $2, $3, $4, $5, $6, $7, $8, $9); end $$"
+    )
+    scheduler = cron.scheduler("* * * * * task ?jobKey=k&queue=q&priority=3&max=2 {a: 1}")
+    await scheduler.run_once(START)
+    (done,) = (await scheduler.run_once(START + MINUTE)).scheduled
+    (row,) = await cron.rows(
+        "select id, key, priority, max_attempts, run_at, payload->>'a' from graphile_worker._private_jobs"
+    )
+    assert tuple(row) == (done.job_id, "k", 3, 2, at("2024-01-15T12:01"), "1")
+
+
+async def test_a_key_that_is_claimed_anew_each_time_is_tried_again_later(cron: Cron) -> None:
+    await cron.rows("alter function graphile_worker.add_job rename to add_job_to_its_end")
+    await cron.rows(
+        "create function graphile_worker.add_job(identifier text, payload json default null, queue_name text default null,"
+        " run_at timestamptz default null, max_attempts integer default null, job_key text default null,"
+        " priority integer default null, flags text[] default null, job_key_mode text default 'replace')"
+        " returns graphile_worker._private_jobs language plpgsql as 'begin return null; end'"
+    )
+    scheduler = cron.scheduler("* * * * * task ?jobKey=k")
+    await scheduler.run_once(START)
+    done = await scheduler.run_once(START + MINUTE)
+    assert (done.scheduled, done.failed) == ([], {"task"})
+    assert (await cron.known())["task"][1] is None
+    await cron.rows("drop function graphile_worker.add_job")
+    await cron.rows("alter function graphile_worker.add_job_to_its_end rename to add_job")
+    assert len((await scheduler.run_once(START + MINUTE)).scheduled) == 1
+
+
+async def test_c_047_a_worker_whose_clock_is_ahead_adds_jobs_that_wait_for_their_time(cron: Cron) -> None:
+    ahead = await cron.connection.fetchval("select now() + interval '1 hour'")
+    scheduler = cron.scheduler("* * * * * task")
+    await scheduler.run_once(ahead)
+    (done,) = (await scheduler.run_once(ahead + MINUTE)).scheduled
+    (row,) = await cron.rows("select run_at > now() as waits, run_at from graphile_worker._private_jobs")
+    assert tuple(row) == (True, done.tick)
+
+
 async def test_r_69_a_clock_that_jumps_by_five_minutes_leaves_out_nothing(cron: Cron) -> None:
     scheduler = cron.scheduler("* * * * * task")
     await through(scheduler, START, START + MINUTE)

@@ -82,6 +82,16 @@ const requests = {
     };
     await worker.runOnce({ connectionString, schema, logger, taskList, noHandleSignals: true, ...options });
   },
+  // What Node makes of crontabs: their items, each with whether it matches at these moments, or null for one that it refuses.
+  async parseCrontabs(texts, moments) {
+    return texts.map((text) => {
+      try {
+        return worker.parseCrontab(text).map(({ match, ...item }) => ({ ...item, matches: moments.map((one) => match(one)) }));
+      } catch {
+        return null;
+      }
+    });
+  },
   async release(number) {
     held.get(number)();
     held.delete(number);
