@@ -59,19 +59,24 @@ async def test_show(cli: CommandLine, client: BackfillClient, rows: Rows) -> Non
     assert "there is no job 2" in done.document["error"]["message"]
 
 
-async def test_cancel_leaves_running_jobs_alone(cli: CommandLine, client: BackfillClient, rows: Rows) -> None:
+async def test_cancel_takes_out_what_waits_and_tells_the_workers_of_what_runs(
+    cli: CommandLine, client: BackfillClient, rows: Rows
+) -> None:
     await client.enqueue_many([("a", number) for number in range(3)])
-    await rows("update graphile_worker._private_jobs set locked_at = now(), locked_by = 'w/1' where id = 2")
+    await rows("update graphile_worker._private_jobs set locked_at = now(), locked_by = 'backfill-a/1' where id = 2")
     done = await cli("jobs", "cancel", 1, 2, 9, code=1)
     assert done.out.splitlines() == [
         "job 1 (a) cancelled",
-        "job 2 was not cancelled: it is running, held by w/1",
+        "job 2 (a) is running: worker backfill-a has been told to end it",
         "job 9 was not cancelled: there is no such job",
-        "1 job cancelled",
     ]
     done = await cli("jobs", "cancel", 3, "--json")
     assert [job["id"] for job in done.document["cancelled"]] == [3]
-    assert done.document["skipped"] == []
+    assert done.document["skipped"] == done.document["requested"] == []
+    await rows("update graphile_worker._private_jobs set locked_by = 'worker1' where id = 2")
+    done = await cli("jobs", "cancel", 2)
+    assert "worker1 is not a worker of backfill's and can't be told" in done.out
+    assert "--reason is for dead letters" in (await cli("jobs", "cancel", 2, "--reason", "x", code=2)).err
     assert await rows("select id from graphile_worker._private_jobs") == [(2,)]
 
 

@@ -50,7 +50,7 @@ async def test_cancel_deletes_what_nobody_has_locked(client: BackfillClient, raw
     await raw.run(
         "update graphile_worker._private_jobs set locked_at = now() - interval '5 hours' where id = $1", kinds.locked.id
     )
-    cancelled = await client.cancel_jobs(kinds.listed)
+    cancelled, requested = await client.cancel_jobs(kinds.listed)
     assert [job.id for job in cancelled] == kinds.free
     assert (cancelled[2].task_identifier, cancelled[2].queue_name, cancelled[2].payload) == ("t", "q", 2)
     assert [job["id"] for job in await raw.jobs()] == [kinds.locked.id, kinds.beside.id]

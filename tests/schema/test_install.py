@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.schema.conftest import Roles, Sql
 
-OURS = ["applied dead_letter_queue", "applied to_jsonb", "applied workers", "applied add_job"]
+OURS = ["applied dead_letter_queue", "applied to_jsonb", "applied workers", "applied add_job", "applied cancellations"]
 ALL = ["installed Graphile Worker revision 20", *OURS]
 
 OWNERS = """
@@ -28,7 +28,8 @@ from (
 """
 
 DROP_OURS = """
-drop table graphile_worker.backfill_dlq, graphile_worker.backfill_workers, graphile_worker.backfill_migrations;
+drop table graphile_worker.backfill_dlq, graphile_worker.backfill_workers, graphile_worker.backfill_cancellations,
+    graphile_worker.backfill_migrations;
 drop function graphile_worker.backfill_to_jsonb, graphile_worker.backfill_add_job;
 """
 
@@ -219,6 +220,7 @@ async def test_what_may_become_a_problem_is_warned_of(
         ("drop function graphile_worker.backfill_to_jsonb", OURS[1:2]),
         ("drop table graphile_worker.backfill_workers", OURS[2:3]),
         ("drop function graphile_worker.backfill_add_job", OURS[3:4]),
+        ("drop table graphile_worker.backfill_cancellations", OURS[4:5]),
         ("drop table graphile_worker.backfill_migrations", OURS),
     ],
 )
@@ -299,7 +301,13 @@ async def test_the_ledgers_record_what_was_done(sql: "Sql") -> None:
     assert [row["id"] for row in rows] == list(range(1, 21))
     assert [row["id"] for row in rows if row["breaking"]] == [1, 3, 11, 13, 14, 16, 19]
     ours = await sql.rows("select id, name from graphile_worker.backfill_migrations order by id")
-    assert [tuple(row) for row in ours] == [(1, "dead_letter_queue"), (2, "to_jsonb"), (3, "workers"), (4, "add_job")]
+    assert [tuple(row) for row in ours] == [
+        (1, "dead_letter_queue"),
+        (2, "to_jsonb"),
+        (3, "workers"),
+        (4, "add_job"),
+        (5, "cancellations"),
+    ]
 
 
 async def test_a_lost_connection_is_a_database_error(empty_db: "Database") -> None:

@@ -132,6 +132,7 @@ async def test_a_schema_installed_after_the_dlq_file_accepts_it(empty_db: "Datab
         "applied to_jsonb",
         "applied workers",
         "applied add_job",
+        "applied cancellations",
     ]
     assert await check(connection, "graphile_worker") == []
     assert await connection.fetchval("select count(*) from graphile_worker.backfill_dlq") == 1

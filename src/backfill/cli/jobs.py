@@ -15,7 +15,7 @@ from backfill.cli.output import (
     total_of,
 )
 from backfill.cli.params import MOMENT, PRIORITY, Moment
-from backfill.client import BackfillClient
+from backfill.client import BackfillClient, Cancelled
 from backfill.errors import BackfillError
 from backfill.model import Job, JobState
 
@@ -88,10 +88,45 @@ def show(cli: Cli, job_id: int) -> None:
 
 @jobs.command()
 @click.argument("ids", metavar="ID...", type=int, nargs=-1, required=True)
+@click.option("--dead-letter", is_flag=True, help="Move them to the dead letter queue instead of deleting them.")
+@click.option("--reason", metavar="TEXT", help="Why; for the dead letter queue.")
 @common()
-def cancel(cli: Cli, ids: tuple[int, ...]) -> int:
-    """Take jobs out of the queue; those that run are left alone."""
-    return _change(cli, "cancelled", ids, lambda client: client.cancel_jobs(ids))
+def cancel(cli: Cli, *, ids: tuple[int, ...], dead_letter: bool, reason: str | None) -> int:
+    """Take jobs out of the queue; a running one's handler is cancelled, and the job ends with it."""
+    if reason is not None and not dead_letter:
+        raise click.UsageError("--reason is for dead letters: give --dead-letter, too")
+
+    async def do(client: BackfillClient) -> tuple[Cancelled, list[int]]:
+        done = await client.cancel_jobs(ids, dead_letter=dead_letter, reason=reason)
+        known = {job.id for job in (*done.cancelled, *done.requested)}
+        return done, [job_id for job_id in dict.fromkeys(ids) if job_id not in known]
+
+    done, missing = cli.with_client(do)
+    if cli.as_json:
+        print_json(
+            {
+                "cancelled": [job_document(job) for job in done.cancelled],
+                "requested": [job_document(job) for job in done.requested],
+                "skipped": [{"id": job_id, "reason": "there is no such job"} for job_id in missing],
+            }
+        )
+        return 1 if missing else 0
+    for job in done.cancelled:
+        click.echo(f"job {job.id} ({shown(job.task_identifier)}) cancelled")
+    for job in done.requested:
+        click.echo(f"job {job.id} ({shown(job.task_identifier)}) is running: {_who_was_told(job)}")
+    for job_id in missing:
+        click.echo(f"job {job_id} was not cancelled: there is no such job")
+    return 1 if missing else 0
+
+
+def _who_was_told(job: Job) -> str:
+    worker = (job.locked_by or "").partition("/")[0]
+    if worker.startswith("backfill-"):
+        return f"worker {worker} has been told to end it"
+    return (
+        f"{worker or 'its worker'} is not a worker of backfill's and can't be told; the job ends when it lets go of it"
+    )
 
 
 @jobs.command()

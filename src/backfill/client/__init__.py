@@ -15,10 +15,11 @@ from backfill.client.dlq_bulk import Requeued
 from backfill.client.dlq_files import Imported
 from backfill.client.enqueue import Query, build_enqueue
 from backfill.client.enqueuer import Enqueuer
-from backfill.client.jobs import Unlocked
+from backfill.client.jobs import Cancelled, Unlocked
 
 __all__ = [
     "BackfillClient",
+    "Cancelled",
     "CleanupTask",
     "Enqueuer",
     "Imported",

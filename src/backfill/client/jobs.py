@@ -1,7 +1,7 @@
 # ruff: noqa: D417 - these docstrings are also those of BackfillClient's methods, without connection and schema
 """Changing jobs from outside: remove, complete, fail, reschedule, retry, cancel, unlock.
 
-None of these takes a job from under a worker that runs it. A job that came out of the dead letter queue is still tied to its
+None of these takes a job from under a worker that runs it; cancelling asks the worker to end it. A job that came out of the dead letter queue is still tied to its
 entry there: completing it deletes the entry, taking it out of the queue in another way brings the entry back.
 """
 
@@ -17,6 +17,18 @@ from backfill.sql import text
 
 # Who moved a job to the dead letter queue, in the entry's created_by.
 MOVED_BY: Final = "backfill client"
+
+
+class Cancelled(NamedTuple):
+    """What ``cancel_jobs`` did.
+
+    Attributes:
+        cancelled: The jobs that waited: they are out of the queue.
+        requested: The jobs that run: their workers have been told; ``locked_by`` says which these are.
+    """
+
+    cancelled: list[Job]
+    requested: list[Job]
 
 
 class Unlocked(NamedTuple):
@@ -70,15 +82,50 @@ async def complete_jobs(connection: Connection, schema: str, ids: Collection[int
     return jobs
 
 
-async def cancel_jobs(connection: Connection, schema: str, ids: Collection[int]) -> list[Job]:
-    """Take jobs that nobody has locked out of the queue; return them.
+async def cancel_jobs(
+    connection: Connection,
+    schema: str,
+    ids: Collection[int],
+    *,
+    dead_letter: bool = False,
+    reason: str | None = None,
+) -> Cancelled:
+    """Take jobs out of the queue, and have the handlers of those that run cancelled.
+
+    A running job ends when its handler does: as if it had never been if that was cancelled or fails, as done if it ends well
+    all the same. The wish is stored first, so it holds even if the worker dies. Workers other than backfill's can't be told;
+    what they run is cancelled when they let go of it.
 
     Args:
-        ids: The jobs' numbers; those that are running or gone are left out of the answer.
+        ids: The jobs' numbers; those that are gone are left out of the answer.
+        dead_letter: Make them dead letters instead of deleting them.
+        reason: Why; for the dead letters.
+
+    Raises:
+        InvalidJob: The reason cannot be stored.
     """
+    because = None if reason is None else checked_text("reason", reason)
+    numbers = checked_ids(ids)
     async with connection.transaction():
-        jobs = jobs_of(await connection.fetch(text("cancel_jobs", schema), checked_ids(ids)))
-        await _bring_back(connection, schema, jobs)
+        # In this order: a job that is released in between is seen by the second statement.
+        running = jobs_of(await connection.fetch(text("request_cancellations", schema), numbers, dead_letter, because))
+        if dead_letter:
+            waiting = await _bury_waiting(connection, schema, numbers, because)
+        else:
+            waiting = jobs_of(await connection.fetch(text("cancel_jobs", schema), numbers))
+            await _bring_back(connection, schema, waiting)
+        done = {job.id for job in waiting}
+        if running:
+            await connection.execute(text("tell_of_cancellations", schema))
+    return Cancelled(waiting, [job for job in running if job.id not in done])
+
+
+async def _bury_waiting(connection: Connection, schema: str, ids: list[int], reason: str | None) -> list[Job]:
+    """Make dead letters of the jobs that nobody has locked; the jobs as they were."""
+    jobs = jobs_of(await connection.fetch(text("lock_waiting", schema), ids))
+    if jobs:
+        said = "Job was cancelled" if reason is None else f"Job was cancelled: {reason}"
+        await connection.fetch(text("bury_jobs", schema), [job.id for job in jobs], said, MOVED_BY)
     return jobs
 
 

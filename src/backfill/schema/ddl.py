@@ -39,6 +39,7 @@ MIGRATIONS: Final[Sequence[Migration]] = (
         "function backfill_add_job(identifier text, payload json, queue_name text, run_at timestamp with time zone,"
         " max_attempts integer, job_key text, priority integer, flags text[], job_key_mode text)",
     ),
+    Migration(5, "cancellations", "table backfill_cancellations"),
 )
 
 

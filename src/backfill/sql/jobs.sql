@@ -131,6 +131,53 @@ select
 -- include: names_of_jobs
  order by jobs.id
 
+-- name: lock_waiting
+-- The jobs that nobody has locked, which now nobody else can change until the transaction's end.
+-- takes: job_ids int8[]
+-- gives: id int8, task_identifier text, queue_name text, payload text, priority int2, run_at timestamptz, attempts int2
+-- gives: max_attempts int2, last_error text, created_at timestamptz, updated_at timestamptz, key text
+-- gives: locked_at timestamptz, locked_by text, revision int4, flags text
+with jobs as materialized (
+  select jobs.*
+    from graphile_worker._private_jobs as jobs
+   where jobs.id = any($1::int8[])
+     and jobs.locked_at is null
+     for update skip locked
+)
+select
+-- include: job_columns
+  from jobs
+-- include: names_of_jobs
+ order by jobs.id
+
+-- name: request_cancellations
+-- Notes that the jobs that run are to be cancelled: $2 says whether they become dead letters or go, $3 why.
+-- takes: job_ids int8[], dead_letter bool, reason text
+-- gives: id int8, task_identifier text, queue_name text, payload text, priority int2, run_at timestamptz, attempts int2
+-- gives: max_attempts int2, last_error text, created_at timestamptz, updated_at timestamptz, key text
+-- gives: locked_at timestamptz, locked_by text, revision int4, flags text
+with wanted as materialized (
+  insert into graphile_worker.backfill_cancellations as cancellations (job_id, dead_letter, reason)
+  select jobs.id, $2::bool, $3::text
+    from graphile_worker._private_jobs as jobs
+   where jobs.id = any($1::int8[])
+     and jobs.locked_at is not null
+   order by jobs.id
+  on conflict (job_id) do update set dead_letter = excluded.dead_letter, reason = excluded.reason
+  returning cancellations.job_id
+)
+select
+-- include: job_columns
+  from wanted
+  join graphile_worker._private_jobs as jobs on jobs.id = wanted.job_id
+-- include: names_of_jobs
+ order by jobs.id
+
+-- name: tell_of_cancellations
+-- Has workers look at once whether a job of theirs is to be cancelled.
+-- gives: told int8
+select count(pg_notify('backfill:cancel', '')) as told
+
 -- name: reschedule_jobs
 -- Changes when, how urgently and how often jobs that nobody runs are to run; what is null stays. Those that are due by
 -- now start now.

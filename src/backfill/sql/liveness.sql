@@ -14,8 +14,9 @@ on conflict (id) do update
 
 -- name: beat
 -- Says that a worker lives, and what it runs ($3 ids, $4 for how many seconds). No row: it counts as dead, or its row is gone.
+-- cancelled: those of its jobs that somebody wants cancelled; unsettled: whether there are such jobs that nobody holds.
 -- takes: id text, state text, running int8[], ages float8[], loop_lag float8
--- gives: alive bool
+-- gives: alive bool, cancelled int8[], unsettled bool
 update graphile_worker.backfill_workers as workers
    set heartbeat_at = clock_timestamp(),
        state = $2::text,
@@ -27,7 +28,15 @@ update graphile_worker.backfill_workers as workers
        loop_lag = $5::float8
  where workers.id = $1::text
    and workers.dead_at is null
-returning true as alive
+returning true as alive,
+          array(select jobs.id
+                  from graphile_worker.backfill_cancellations as cancellations
+                  join graphile_worker._private_jobs as jobs on jobs.id = cancellations.job_id
+                 where starts_with(jobs.locked_by, $1::text || '/')) as cancelled,
+          exists (select 1
+                    from graphile_worker.backfill_cancellations as cancellations
+                    left join graphile_worker._private_jobs as jobs on jobs.id = cancellations.job_id
+                   where jobs.locked_at is null) as unsettled
 
 -- name: remove_worker
 -- Takes a worker out that has ended in order and holds nothing.

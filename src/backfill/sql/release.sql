@@ -139,6 +139,74 @@ dead as materialized (
 -- include: dead_letter_move
 select moved.job_id, moved.dlq_id from moved
 
+-- name: settle_cancellations
+-- Cancels jobs that are to be cancelled and that nobody holds (any more): their worker died, or handed them back. Forgets the
+-- wishes about jobs that are gone. With $2 false (the dead letter queue is off) a job that was to become a dead letter stays
+-- in the queue, used up.
+-- takes: moved_by text, bury bool
+-- gives: settled int8
+with wanted as materialized (
+  select cancellations.job_id, cancellations.dead_letter, cancellations.reason
+    from graphile_worker.backfill_cancellations as cancellations
+     for update skip locked
+),
+held as materialized (
+  select found.*, wanted.dead_letter, wanted.reason
+    from wanted
+   cross join lateral (
+     select jobs.*
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = wanted.job_id
+        and jobs.locked_at is null
+        for update skip locked
+   ) as found
+),
+dead as materialized (
+  select held.id, coalesce(tasks.identifier, format('unknown task %s', held.task_id)) as task_identifier,
+         queues.queue_name, held.key, held.payload, held.priority, held.max_attempts, held.created_at, held.run_at, held.flags,
+         'Job was cancelled' || coalesce(': ' || held.reason, '') as reason,
+         case when held.last_error is not null then jsonb_build_object('message', held.last_error) end as error,
+         $1::text as moved_by
+    from held
+    left join graphile_worker._private_tasks as tasks on tasks.id = held.task_id
+    left join graphile_worker._private_job_queues as queues on queues.id = held.job_queue_id
+   where held.dead_letter
+     and $2::bool
+),
+-- include: dead_letter_move
+,
+removed as (
+  delete from graphile_worker._private_jobs as jobs
+   where jobs.id = any(array(select held.id from held where not held.dead_letter))
+  returning jobs.id
+),
+returned as (
+  update graphile_worker.backfill_dlq as dlq
+     set requeued_job_id = null
+   where dlq.requeued_job_id = any(array(select removed.id from removed))
+),
+kept as (
+  update graphile_worker._private_jobs as jobs
+     set attempts = greatest(jobs.attempts, jobs.max_attempts)
+   where jobs.id = any(array(select held.id from held where held.dead_letter and not $2::bool))
+  returning jobs.id
+),
+forgotten as (
+  delete from graphile_worker.backfill_cancellations as cancellations
+   where cancellations.job_id = any(array(
+           select wanted.job_id
+             from wanted
+            where not exists (select 1 from graphile_worker._private_jobs as jobs where jobs.id = wanted.job_id)
+            union all
+           select moved.job_id from moved
+            union all
+           select removed.id from removed
+            union all
+           select kept.id from kept))
+  returning 1
+)
+select count(*) as settled from forgotten
+
 -- name: add_to_dlq
 -- Moves a job as given to the dead letter queue, and out of the queue if it is there. No row: it is running.
 -- takes: job_id int8, task text, queue text, key text, payload text, priority int2, max_attempts int2
@@ -232,7 +300,8 @@ select (select count(*) from gone) as released,
 -- name: release_failed
 -- Ends failed runs whose claim still stands: another try at its time, or the dead letter queue, in this one statement.
 -- The row decides, as it is now: `superseded` (the claim had a key, the row has none: re-added or removed meanwhile),
--- `permanent` (the error can't be retried), `exhausted`, else `retry` after the delay. With $11 false (the dead letter
+-- `permanent` (the error can't be retried), `exhausted`, else `retry` after the delay; but `cancelled` if somebody wants it to
+-- be, and then it becomes a dead letter or goes, as that one said. With $11 false (the dead letter
 -- queue is off, or refused the row) a job that failed for good stays in the queue, used up and unlocked. `refused`: a trigger
 -- of the user's kept the entry from being stored; the job is as it was.
 -- $12 are payloads that take the place of the rows' (what is left of a batch), null where there is none.
@@ -250,7 +319,10 @@ with held as materialized (
                  where successor.key = given.key
                    and json_typeof(successor.payload) = 'array')
               then least(found.attempts, given.run)
-         end as added_to_in
+         end as added_to_in,
+         cancellations.job_id is not null as is_cancelled,
+         coalesce(not cancellations.dead_letter, false) as is_removed,
+         cancellations.reason as cancelled_because
     from unnest($3::int8[], $4::text[], $5::bool[], $6::text[], $7::text[], $8::bool[], $12::text[], $13::text[], $14::int2[])
          as given(job, token, keyed, message, error, retryable, payload, key, run)
    cross join lateral (
@@ -260,10 +332,12 @@ with held as materialized (
         and jobs.locked_by = given.token
         for update skip locked
    ) as found
+    left join graphile_worker.backfill_cancellations as cancellations on cancellations.job_id = found.id
 ),
 judged as materialized (
   select held.*, coalesce(held.added_to_in, held.attempts) as runs,
-         case when held.keyed and held.key is null and held.added_to_in is null then 'superseded'
+         case when held.is_cancelled then 'cancelled'
+              when held.keyed and held.key is null and held.added_to_in is null then 'superseded'
               when not held.retryable then 'permanent'
               when coalesce(held.added_to_in, held.attempts) >= held.max_attempts then 'exhausted'
               else 'retry'
@@ -288,8 +362,22 @@ kept as (
          last_error = ($6::text[])[array_position($3::int8[], jobs.id)],
          payload = coalesce(($12::text[])[array_position($3::int8[], jobs.id)]::json, jobs.payload),
          attempts = greatest(jobs.attempts, jobs.max_attempts)
-   where jobs.id = any(array(select judged.id from judged where judged.verdict <> 'retry' and not $11::bool))
+   where jobs.id = any(array(select judged.id from judged where judged.verdict <> 'retry' and not judged.is_removed and not $11::bool))
   returning jobs.id
+),
+removed as (
+  delete from graphile_worker._private_jobs as jobs
+   where jobs.id = any(array(select judged.id from judged where judged.is_removed))
+  returning jobs.id
+),
+returned as (
+  update graphile_worker.backfill_dlq as dlq
+     set requeued_job_id = null
+   where dlq.requeued_job_id = any(array(select removed.id from removed))
+),
+forgotten as (
+  delete from graphile_worker.backfill_cancellations as cancellations
+   where cancellations.job_id = any(array(select judged.id from judged where judged.is_cancelled))
 ),
 dead as materialized (
   select judged.id, coalesce(tasks.identifier, format('unknown task %s', judged.task_id)) as task_identifier,
@@ -297,6 +385,7 @@ dead as materialized (
          judged.max_attempts,
          judged.created_at, judged.run_at, judged.flags,
          case judged.verdict
+           when 'cancelled' then 'Job was cancelled while running' || coalesce(': ' || judged.cancelled_because, '')
            when 'superseded' then 'Job was superseded while running: its key was added again or removed'
            when 'permanent' then 'Job failed with an error that is not retried: ' || judged.message
            else format('Job exceeded maximum retry attempts (%s/%s)', judged.runs, judged.max_attempts)
@@ -307,13 +396,14 @@ dead as materialized (
     left join graphile_worker._private_tasks as tasks on tasks.id = judged.task_id
     left join graphile_worker._private_job_queues as queues on queues.id = judged.job_queue_id
    where judged.verdict <> 'retry'
+     and not judged.is_removed
      and $11::bool
 ),
 -- include: dead_letter_move
 ,
 -- include: free_queues
 select judged.id as job_id,
-       case when judged.verdict <> 'retry' and $11::bool and moved.dlq_id is null then 'refused'
+       case when judged.verdict <> 'retry' and not judged.is_removed and $11::bool and moved.dlq_id is null then 'refused'
             else judged.verdict end as verdict,
        retried.wait_seconds, moved.dlq_id,
        judged.runs as attempts, judged.max_attempts, (select count(*) from freed) as freed

@@ -47,6 +47,11 @@ class ProcessContext(WorkerContext):
         return self.job.attempts
 
     @property
+    def cancel_requested(self) -> bool:
+        """False: a process that should end is killed."""
+        return False
+
+    @property
     def pool(self) -> "Pool":
         """There is none here.
 

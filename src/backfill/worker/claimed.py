@@ -38,6 +38,7 @@ class Claimed:
         requeued: Whether it may be out of the dead letter queue: its flag says so, or it has a key, and whoever added the job
             again under its key has dropped the flag.
         released: Whether its row has been released, and only its queue has not.
+        cancel_requested: Whether its handler should end.
         seconds: How long its handler took; set when its run has ended.
     """
 
@@ -45,6 +46,7 @@ class Claimed:
 
     __slots__ = (
         "_extras",
+        "cancel_requested",
         "claimed_at",
         "due",
         "fence",
@@ -76,6 +78,7 @@ class Claimed:
         self.claimed_at = claimed_at
         self.fence = fence
         self.released = False
+        self.cancel_requested = False
         self._extras: Extras | None = None
         self.requeued = self.keyed or (has_extras(row[4]) and self.extras.dlq)
 

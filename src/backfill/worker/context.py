@@ -81,6 +81,14 @@ class WorkerContext:
         return self._worker_id
 
     @property
+    def cancel_requested(self) -> bool:
+        """Whether the handler should end: its job was cancelled, its time is up, its claim was lost, or the worker stops.
+
+        For plain functions, which run in threads and can't be cancelled; an ``async def`` handler is.
+        """
+        return self._claimed.cancel_requested
+
+    @property
     def attempt(self) -> int:
         """Which run this is, from 1."""
         return self._claimed.attempt

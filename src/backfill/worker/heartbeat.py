@@ -122,6 +122,10 @@ class Heartbeat:
         self._thread.start()
         await first
 
+    def hasten(self) -> None:
+        """Beat now, since there may be something to learn."""
+        self._wake()
+
     def drain(self) -> None:
         """Have the row say that the worker stops."""
         self._state = "draining"
@@ -199,6 +203,9 @@ class Heartbeat:
                 self._registered = False
                 self._steady_since = None
                 self._lapse("the database says that it is dead")
+            elif row["cancelled"] or row["unsettled"]:
+                cancelled, unsettled = frozenset(row["cancelled"]), row["unsettled"]
+                self._tell(lambda: self._listeners.on_cancellations(cancelled, unsettled))
         if not self._registered:
             await connection.execute(
                 text("register_worker", self._schema), *self._row, self._state, self._lease.seconds

@@ -13,6 +13,7 @@ How a run ends, and what becomes of it:
   swallows the cancellation, or a thread, can't be made to end: the slot waits for it and the job stays claimed, since a
   job that still runs must not start elsewhere. A process is killed.
 * cancelled by a stop of the worker: handed back, the attempt not counted. If it ended well all the same, completed.
+* cancelled because somebody asked for it: failed, and the release ends the job as that one said (see ``cancel``).
 * cancelled because its claim was lost: handed back, which meets no row that still carries the claim.
 * cancelled by somebody else: handed back if the worker is about to stop (the loop ends); else the handler did it to itself,
   and it failed.
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 RETURN_DELAY: Final = 1.0  # seconds before a job that a stop cut short runs again: its next worker may be starting
 _FAIRNESS: Final = 0.005  # seconds that handlers which never suspend may run before others get the loop
-_Reason = Literal["stop", "lost"]
+_Reason = Literal["stop", "lost", "cancelled"]
 
 
 class JobTimeoutError(WorkerError):
@@ -57,6 +58,12 @@ class JobTimeoutError(WorkerError):
 
 class DeadlinePassedError(WorkerError):
     """The job's deadline had passed before its handler was called; not retryable."""
+
+    is_retryable = False
+
+
+class JobCancelledError(WorkerError):
+    """The job was cancelled because somebody asked for it; not retryable."""
 
     is_retryable = False
 
@@ -126,9 +133,10 @@ class Slot:
         """Cancel the handler that runs now, if one does.
 
         Args:
-            reason: ``stop``: the worker ends; ``lost``: the claim is no longer ours.
+            reason: ``stop``: the worker ends; ``lost``: the claim is no longer ours; ``cancelled``: somebody asked for it.
         """
         if self.current is not None and self._task is not None:
+            self.current.cancel_requested = True
             self._cancelled_for = reason
             self._task.cancel(f"backfill: {reason}")
 
@@ -176,6 +184,8 @@ class Slot:
             return outcome
         if isinstance(outcome, Failure) and outcome.payload is not None:
             return outcome  # it ended all the same, and which of its items are done is known
+        if reason == "cancelled":
+            return self._failure(job, JobCancelledError("the job was cancelled while running"))
         if reason == "lost":
             logger.warning("job %d (%s) was cancelled: its claim had been taken away", job.id, job.handler.identifier)
             return HandBack(RETURN_DELAY)
@@ -236,6 +246,7 @@ class Slot:
             except asyncio.CancelledError as error:
                 if not future.done():
                     cancelled = error
+                    job.cancel_requested = True
                     logger.warning(
                         "job %d (%s) should end but runs in a thread, which can't be stopped: waiting for it",
                         job.id,

@@ -106,6 +106,7 @@ async def _sweep(
         names = [row["id"] for row in dead]
         started = [job for row in dead for job in row["running"]]
         jobs = await connection.fetch(text("release_dead", schema), names, started, bury, moved_by, MOST_CRASHES)
+        await connection.fetchval(text("settle_cancellations", schema), moved_by, bury)
         verdicts = Counter(row["verdict"] for row in jobs)
         if verdicts["refused"]:
             raise _RefusedError

@@ -57,12 +57,14 @@ class Listeners:
         on_deadline: There is a new deadline, by ``boot_time``. Called in the heartbeat's thread.
         on_lapse: The lease has lapsed.
         on_renewed: There is a new lease, after one that lapsed or as the first.
+        on_cancellations: Ids of our jobs that are to be cancelled; and whether there are such jobs that nobody holds.
         on_late: Workers that are late; when that was read, by ``boot_time``; and whether our own beats have been steady.
     """
 
     on_deadline: Callable[[float], None]
     on_lapse: Callable[[], None]
     on_renewed: Callable[[], None]
+    on_cancellations: Callable[[frozenset[int], bool], None]
     on_late: Callable[[Sequence[Late], float, bool], None]
 
 

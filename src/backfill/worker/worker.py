@@ -32,6 +32,7 @@ from backfill.db import (
 )
 from backfill.hooks import ShutdownReason
 from backfill.sql import text
+from backfill.worker.cancel import Canceller
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
 from backfill.worker.config import DEAD_LETTER_LANE, QueueConfig, WorkerConfig
@@ -53,6 +54,7 @@ from backfill.worker.vitals import Listeners, Sample, worker_row
 logger = logging.getLogger(__name__)
 
 CHANNEL: Final = "jobs:insert"
+CANCEL_CHANNEL: Final = "backfill:cancel"
 _RECONCILE: Final = 600.0  # seconds between comparisons of our locks with memory when nothing was lost
 
 
@@ -96,7 +98,7 @@ class Worker:
         self._release_link = Link(partial(self._connect, RELEASE), config.schema)
         self.listener = Listener(
             partial(self._connect, LISTEN),
-            [CHANNEL],
+            [CHANNEL, CANCEL_CHANNEL],
             self._on_notify,
             send=None if config.listen_url is None else self._send,
             on_up=self._on_up,
@@ -153,13 +155,26 @@ class Worker:
             bury=config.dlq_processor_interval is not None,
             on_swept=self._on_swept,
         )
+        self.canceller = Canceller(
+            self.slots,
+            self._maintain,
+            config.schema,
+            moved_by=self.id,
+            bury=config.dlq_processor_interval is not None,
+        )
         self.heartbeat = Heartbeat(
             partial(self._connect, Limit("heartbeat", self.lease.seconds / 3)),
             config.schema,
             lease=self.lease,
             row=worker_row(self.id, config.queue_configs, [handler.identifier for handler in handlers]),
             jobs=self,
-            listeners=Listeners(self._processes.extend, self._on_lapse, self._on_renewed, self.sweeper.observe),
+            listeners=Listeners(
+                self._processes.extend,
+                self._on_lapse,
+                self._on_renewed,
+                self.canceller.on_cancellations,
+                self.sweeper.observe,
+            ),
         )
         self._pulse_at = time.monotonic()
         self._shutdown = Shutdown(self)
@@ -309,6 +324,7 @@ class Worker:
                 logger.error("a loop of worker %s failed", self.id, exc_info=error)
         await self.teller.stopped(self._client.pool, self.reason, deadline)
         await self.listener.close()
+        await self.canceller.close()
         await self._claim_link.close()
         await self._release_link.close()
         self._threads.shutdown(wait=wait_for_threads, cancel_futures=True)
@@ -335,8 +351,10 @@ class Worker:
 
     # -- what the parts tell each other -----------------------------------------------------------
 
-    def _on_notify(self, _channel: str, payload: str) -> None:
-        if notified_count(payload) > 0:
+    def _on_notify(self, channel: str, payload: str) -> None:
+        if channel == CANCEL_CHANNEL:
+            self.heartbeat.hasten()
+        elif notified_count(payload) > 0:
             self.claimer.on_notify()
 
     def _on_up(self) -> None:

@@ -190,9 +190,9 @@ class Driver:
         return names(jobs)
 
     async def cancel(self) -> str:
-        jobs = await self._client.cancel_jobs(await self._some_ids())
-        self._took_out(jobs)
-        return names(jobs)
+        cancelled, requested = await self._client.cancel_jobs(await self._some_ids())
+        self._took_out([*cancelled, *requested])
+        return names([*cancelled, *requested])
 
     async def fail(self) -> str:
         return str(await self._client.fail_jobs(await self._some_ids(), "for the test"))
