@@ -52,6 +52,7 @@ async def test_cancel_deletes_what_nobody_has_locked(client: BackfillClient, raw
     )
     cancelled, requested = await client.cancel_jobs(kinds.listed)
     assert [job.id for job in cancelled] == kinds.free
+    assert [job.id for job in requested] == [kinds.locked.id]
     assert (cancelled[2].task_identifier, cancelled[2].queue_name, cancelled[2].payload) == ("t", "q", 2)
     assert [job["id"] for job in await raw.jobs()] == [kinds.locked.id, kinds.beside.id]
 
