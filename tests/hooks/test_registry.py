@@ -90,7 +90,8 @@ async def test_a_handler_is_registered_by_class_by_name_and_as_a_decorator() -> 
     assert len(seen) == 4
 
 
-async def test_r_45_several_plugins_are_all_called() -> None:
+async def test_several_plugins_are_all_called() -> None:
+    """R-45."""
     seen: list[tuple[int, int]] = []
 
     class Counter:
@@ -274,7 +275,8 @@ async def test_a_recovery_is_answered_in_its_own_way() -> None:
         Reschedule(NOW, -1)
 
 
-async def test_r_48_a_payload_goes_through_the_chain_and_skip_ends_it() -> None:
+async def test_a_payload_goes_through_the_chain_and_skip_ends_it() -> None:
+    """R-48."""
     hooks, seen = HookRegistry(), []
 
     @hooks.on(BeforeJobSchedule)

@@ -63,7 +63,8 @@ async def stored(client: BackfillClient) -> list[tuple[str, Any]]:
     return sorted(((job.task_identifier, job.payload) for job in await client.list_jobs()), key=repr)
 
 
-async def test_r_48_every_way_to_add_a_job_asks(hooked: BackfillClient, stamp: Stamp) -> None:
+async def test_every_way_to_add_a_job_asks(hooked: BackfillClient, stamp: Stamp) -> None:
+    """R-48."""
     await hooked.enqueue("single", {"n": 1})
     await hooked.enqueue("none_given")
     await hooked.enqueue("keyed", {"n": 2}, JobSpec(job_key="k"))
@@ -91,7 +92,8 @@ async def test_r_48_every_way_to_add_a_job_asks(hooked: BackfillClient, stamp: S
     assert len(stamp.seen) == 12
 
 
-async def test_r_48_a_handler_sees_the_settings_that_will_be_stored(hooked: BackfillClient, stamp: Stamp) -> None:
+async def test_a_handler_sees_the_settings_that_will_be_stored(hooked: BackfillClient, stamp: Stamp) -> None:
+    """R-48."""
     await hooked.enqueue(patient, [1, "two"], JobSpec(queue="q", priority=-3))
     (event,) = stamp.seen
     assert (event.identifier, event.payload) == ("patient", [1, "two"])
@@ -110,9 +112,10 @@ async def test_r_48_a_handler_sees_the_settings_that_will_be_stored(hooked: Back
         ("raise", JobScheduleFailed, "Stamp.stamp raised PermissionError: not this one"),
     ],
 )
-async def test_r_48_what_is_kept_out_is_an_error_and_nothing_is_written(
+async def test_what_is_kept_out_is_an_error_and_nothing_is_written(
     payload: str, error: type[Exception], says: str, hooked: BackfillClient
 ) -> None:
+    """R-48."""
     with pytest.raises(error, match=says) as raised:
         await hooked.enqueue("x", payload)
     assert isinstance(raised.value.__cause__, PermissionError) is (payload == "raise")
@@ -156,7 +159,9 @@ async def test_a_bad_job_and_a_bad_answer_are_refused_by_name(hooked: BackfillCl
 
 
 @pytest.mark.parametrize("answer", [{"to": "ada"}, []], ids=["an object", "no items"])
-async def test_r_40_a_batch_job_must_come_back_with_items(answer: Any, client: BackfillClient) -> None:
+async def test_a_batch_job_must_come_back_with_items(answer: Any, client: BackfillClient) -> None:
+    """R-40."""
+
     @task("letters", batch=True)
     async def letters(items: list[str]) -> None: ...
 

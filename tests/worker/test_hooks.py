@@ -115,7 +115,8 @@ async def test_the_order_around_one_job(payload: str, last: str, make_runner: "M
     assert runner.hooks.errors == {}
 
 
-async def test_r_44_the_counts_are_exact_in_the_mixed_case(make_runner: "MakeRunner", sql: "Sql") -> None:
+async def test_the_counts_are_exact_in_the_mixed_case(make_runner: "MakeRunner", sql: "Sql") -> None:
+    """R-44."""
     for payload in ("good", "good", "fail", "permanent"):
         await sql.add(payload=payload)
     last = await sql.add(payload="fail", max_attempts=1)
@@ -140,7 +141,9 @@ async def test_r_44_the_counts_are_exact_in_the_mixed_case(make_runner: "MakeRun
     assert (gone["fail"].reason, gone["fail"].dlq_id) == ("exhausted", dead[last])
 
 
-async def test_r_45_counts_over_many_jobs_and_several_plugins(make_config: Any, sql: "Sql") -> None:
+async def test_counts_over_many_jobs_and_several_plugins(make_config: Any, sql: "Sql") -> None:
+    """R-45."""
+
     class Counts:
         def __init__(self) -> None:
             self.counter: Counter[str] = Counter()
@@ -160,7 +163,8 @@ async def test_r_45_counts_over_many_jobs_and_several_plugins(make_config: Any, 
     assert first.counter == second.counter == {"job_fetch": 1200, "job_start": 1200, "job_complete": 1200}
 
 
-async def test_r_46_before_run_skip_completes_without_a_run(make_runner: "MakeRunner", sql: "Sql") -> None:
+async def test_before_run_skip_completes_without_a_run(make_runner: "MakeRunner", sql: "Sql") -> None:
+    """R-46."""
     await sql.add(payload="fail")
     runner = await make_runner(mixed)
     runner.on(BeforeJobRun, lambda _: Skip())
@@ -172,7 +176,8 @@ async def test_r_46_before_run_skip_completes_without_a_run(make_runner: "MakeRu
     assert await sql.dead() == []
 
 
-async def test_r_46_before_run_fail_is_a_failure_without_a_run(make_runner: "MakeRunner", sql: "Sql") -> None:
+async def test_before_run_fail_is_a_failure_without_a_run(make_runner: "MakeRunner", sql: "Sql") -> None:
+    """R-46."""
     job_id = await sql.add(payload="good")
     runner = await make_runner(mixed)
     runner.on(BeforeJobRun, lambda _: Fail("not on a Sunday"))
@@ -184,7 +189,8 @@ async def test_r_46_before_run_fail_is_a_failure_without_a_run(make_runner: "Mak
     assert (job["attempts"], job["last_error"], job["locked_at"]) == (1, "JobFailed: not on a Sunday", None)
 
 
-async def test_r_47_after_run_skip_counts_as_success(make_runner: "MakeRunner", sql: "Sql") -> None:
+async def test_after_run_skip_counts_as_success(make_runner: "MakeRunner", sql: "Sql") -> None:
+    """R-47."""
     await sql.add(payload="permanent")
     runner = await make_runner(mixed)
     runner.on(AfterJobRun, lambda event: Skip() if event.error == "ValueError: no such thing" else None)
@@ -195,7 +201,8 @@ async def test_r_47_after_run_skip_counts_as_success(make_runner: "MakeRunner", 
     assert await sql.dead() == []
 
 
-async def test_r_47_after_run_fail_counts_as_a_failure(make_runner: "MakeRunner", sql: "Sql") -> None:
+async def test_after_run_fail_counts_as_a_failure(make_runner: "MakeRunner", sql: "Sql") -> None:
+    """R-47."""
     job_id = await sql.add(payload="good")
     runner = await make_runner(mixed)
     runner.on(AfterJobRun, lambda _: Fail("the result is odd"))
@@ -208,7 +215,8 @@ async def test_r_47_after_run_fail_counts_as_a_failure(make_runner: "MakeRunner"
     assert (job["attempts"], job["last_error"]) == (1, "JobFailed: the result is odd")
 
 
-async def test_r_47_a_permanent_failure_is_told_exactly_once(make_runner: "MakeRunner", sql: "Sql") -> None:
+async def test_a_permanent_failure_is_told_exactly_once(make_runner: "MakeRunner", sql: "Sql") -> None:
+    """R-47."""
     await sql.add(payload="fail", max_attempts=1)
     runner = await make_runner(mixed)
     seen = Seen(runner, "job_fail", "job_permanently_fail", "job_complete")
@@ -389,7 +397,8 @@ async def test_claiming_waits_while_thousands_are_to_be_told(
     assert most < 1600  # about one claim of 500 more than is allowed to wait
 
 
-async def test_r_49_claims_and_what_goes_back_are_told(run_worker: "RunWorker", ahead: "Ahead", sql: "Sql") -> None:
+async def test_claims_and_what_goes_back_are_told(run_worker: "RunWorker", ahead: "Ahead", sql: "Sql") -> None:
+    """R-49: of what is claimed ahead; the events of cron are tried with cron."""
     async with run_worker(ahead.task, queue_configs=[QueueConfig.default_queue(1)]) as running:
         ahead.lanes = running.worker.lanes
         seen = Seen(running.runner, "local_queue_get_jobs_complete", "local_queue_return_jobs", "job_complete")

@@ -176,7 +176,8 @@ async def test_a_signal_is_told_as_the_reason(way: list[str], db: Any, sql: "Sql
     assert out == b"reason signal\n", err.decode()
 
 
-async def test_r_58_a_job_that_a_stop_cuts_short(run_worker: "RunWorker", hangs: Hangs, sql: "Sql") -> None:
+async def test_a_job_that_a_stop_cuts_short(run_worker: "RunWorker", hangs: Hangs, sql: "Sql") -> None:
+    """R-58."""
     async with run_worker(hangs.task, shutdown_timeout=SHORT) as running:
         before = await sql.value("select now()")
         job, seen = await cut_short(running, hangs, sql, queue_name="q")
@@ -209,7 +210,8 @@ async def test_an_interruption_is_told_to_those_who_want_nothing_else(
     assert seen.names == ["job_interrupted"]
 
 
-async def test_r_64_a_hook_reschedules_what_a_stop_cut_short(run_worker: "RunWorker", hangs: Hangs, sql: "Sql") -> None:
+async def test_a_hook_reschedules_what_a_stop_cut_short(run_worker: "RunWorker", hangs: Hangs, sql: "Sql") -> None:
+    """R-64."""
     async with run_worker(hangs.task, shutdown_timeout=SHORT) as running:
         running.runner.on(JobRecovery, lambda _: Reschedule(FUTURE, attempts=3))
         job, seen = await cut_short(running, hangs, sql)
@@ -217,7 +219,8 @@ async def test_r_64_a_hook_reschedules_what_a_stop_cut_short(run_worker: "RunWor
     assert seen.names[-1] == "job_interrupted"
 
 
-async def test_r_64_a_hook_has_it_count_as_a_failure(run_worker: "RunWorker", hangs: Hangs, sql: "Sql") -> None:
+async def test_a_hook_has_it_count_as_a_failure(run_worker: "RunWorker", hangs: Hangs, sql: "Sql") -> None:
+    """R-64."""
     async with run_worker(hangs.task, shutdown_timeout=SHORT) as running:
         running.runner.on("job_recovery", lambda _: FailWithBackoff())
         job, seen = await cut_short(running, hangs, sql)
@@ -236,7 +239,8 @@ async def test_a_hook_has_a_last_attempt_count_as_a_failure(run_worker: "RunWork
     assert seen.names[-2:] == ["job_interrupted", "job_permanently_fail"]
 
 
-async def test_r_64_a_hook_has_it_left_as_it_is(run_worker: "RunWorker", hangs: Hangs, sql: "Sql") -> None:
+async def test_a_hook_has_it_left_as_it_is(run_worker: "RunWorker", hangs: Hangs, sql: "Sql") -> None:
+    """R-64."""
     async with run_worker(hangs.task, shutdown_timeout=SHORT) as running:
         running.runner.on(JobRecovery, lambda _: Skip())
         job, seen = await cut_short(running, hangs, sql)
