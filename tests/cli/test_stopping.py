@@ -160,6 +160,30 @@ async def test_programs_that_run_for_jobs_end_with_it(
         assert await locks(rows) == []
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="whether processes have ended is read from /proc")
+async def test_programs_end_with_a_worker_that_has_lost_its_lease(
+    cli: CommandLine, client: BackfillClient, rows: Rows
+) -> None:
+    (cli.folder / "scripts").mkdir()
+    script = cli.folder / "scripts" / "stubborn.sh"
+    script.write_text(SCRIPT)
+    script.chmod(0o755)
+    await client.enqueue("stubborn")
+    async with cli.running("worker", "--task-folder", "scripts", BACKFILL_LEASE_SECS="5") as worker:
+        await until(lambda: sum("began" in line for line in worker.logs) == 2, "both have begun")
+        worker.signal(signal.SIGSTOP)
+        over = "select count(*) > 0 from graphile_worker.backfill_workers where heartbeat_at + lease < clock_timestamp()"
+
+        async def is_over() -> bool:
+            return await rows(over) == [(True,)]
+
+        await until(is_over, "its lease is over")
+        worker.signal(signal.SIGCONT)
+        assert await worker.ended() == 1
+        pids = [line.partition("began ")[2].split()[0] for line in worker.logs if "began " in line]
+    await until(lambda: all(gone(pid) for pid in pids), "all have ended")
+
+
 def gone(pid: str) -> bool:
     """Whether a process has ended; one that nobody has waited for yet counts as ended."""
     try:

@@ -35,6 +35,7 @@ from backfill.db import DRIVER_ERRORS, Session, is_connection_error, translate
 from backfill.errors import BackfillError
 from backfill.sql import text
 from backfill.worker.lease import Lease, boot_time
+from backfill.worker.program import kill_programs
 from backfill.worker.vitals import Jobs, Late, Listeners
 
 if TYPE_CHECKING:
@@ -314,6 +315,7 @@ class Heartbeat:
             message = f"worker {self._id} ends its process: without a lease these jobs may run elsewhere, and still run here: {names}"
             words = threading.Thread(target=_say_last, args=(message,), daemon=True)
             words.start()
+            kill_programs()
             words.join(_LAST_WORDS)  # whoever logs may hang
             os._exit(1)
         if boot_time() - self._nagged_at > _NAG:
