@@ -172,7 +172,9 @@ async def test_programs_end_with_a_worker_that_has_lost_its_lease(
     async with cli.running("worker", "--task-folder", "scripts", BACKFILL_LEASE_SECS="5") as worker:
         await until(lambda: sum("began" in line for line in worker.logs) == 2, "both have begun")
         worker.signal(signal.SIGSTOP)
-        over = "select count(*) > 0 from graphile_worker.backfill_workers where heartbeat_at + lease < clock_timestamp()"
+        over = (
+            "select count(*) > 0 from graphile_worker.backfill_workers where heartbeat_at + lease < clock_timestamp()"
+        )
 
         async def is_over() -> bool:
             return await rows(over) == [(True,)]

@@ -73,7 +73,7 @@ async def make_due(sql: "Sql") -> None:
 
 
 async def test_arrays_under_one_key_are_joined_in_the_order_of_the_calls(sql: "Sql", client: "BackfillClient") -> None:
-    """C-028."""
+    """C-028, R-37."""
     for item in (1, 2):
         await client.enqueue("batch", [{"n": item}], KEYED)
     await client.enqueue_many([("batch", [{"n": 3}, {"n": 4}], KEYED), ("batch", [0], JobSpec(job_key="other"))])

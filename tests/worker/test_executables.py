@@ -69,6 +69,7 @@ async def make(folder: Path, make_config: Callable[..., WorkerConfig]) -> "Async
 
 
 def test_names_are_paths_without_extensions(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """C-060, as far as it is about files that are executed."""
     caplog.set_level(logging.INFO)
     for name in ("plain", "report.sh", "data.tar.gz", "deep/er/under_score-9.py"):
         write(folder, name, SH)
