@@ -21,6 +21,21 @@ class SchemaError(BackfillError):
     """The database schema is missing, too old, too new, or not readable by this role."""
 
 
+class BreakingMigrationError(SchemaError):
+    """While a worker ran, its schema was taken to a revision that this version cannot work with; it stopped in order.
+
+    Attributes:
+        revision: The revision.
+    """
+
+    def __init__(self, schema: str, revision: int, newest: int) -> None:
+        super().__init__(
+            f"schema {schema!r} was taken to the breaking revision {revision} of Graphile Worker, and this backfill knows up to"
+            f" {newest}, so the worker has stopped: upgrade backfill",
+        )
+        self.revision = revision
+
+
 class DatabaseError(BackfillError):
     """The database refused a statement or could not be reached.
 

@@ -245,6 +245,23 @@ async def test_workers_end_with_their_parent(cli: CommandLine, client: BackfillC
     assert await locks(rows) == []
 
 
+@pytest.mark.parametrize("options", [(), ("--processes", 2)])
+async def test_a_breaking_revision_ends_it_with_an_exit_code_of_its_own(
+    cli: CommandLine, client: BackfillClient, rows: Rows, options: tuple[str | int, ...]
+) -> None:
+    await client.enqueue("waits", 1)
+    async with cli.running("worker", "slow", *options) as worker:
+        await worker.printed("began", 1)
+        await rows(
+            "insert into graphile_worker.migrations (id, breaking) values (21, true)"
+            " returning pg_notify('worker:migrate', '{\"migrationNumber\":21,\"breaking\":true}')"
+        )
+        await worker.said("stopping: schema", "breaking revision 21")
+        (cli.folder / "go").touch()
+        assert await worker.ended() == 57
+    assert await rows(LEFT) == []
+
+
 def _arrived(pid: int, number: signal.Signals) -> bool:
     """Whether no such signal is on its way to the process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()

@@ -9,10 +9,11 @@ import click
 
 from backfill.cli.output import print_json
 from backfill.db import translate
-from backfill.errors import BackfillError
+from backfill.errors import BackfillError, BreakingMigrationError
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130
+BREAKING_MIGRATION: Final = 57  # as Graphile Worker's own
 
 
 def report(error: BaseException, *, as_json: bool) -> int:
@@ -24,7 +25,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
         code, message = INTERRUPTED, "interrupted"
         click.echo(f"backfill: {message}", err=True)
     else:
-        code, message = FAILED, _said(error)
+        code, message = BREAKING_MIGRATION if isinstance(error, BreakingMigrationError) else FAILED, _said(error)
         if os.environ.get("BACKFILL_LOG_LEVEL", "").strip().upper() == "DEBUG":
             traceback.print_exception(error)
         click.echo(f"backfill: {message}", err=True)

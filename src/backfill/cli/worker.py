@@ -12,14 +12,14 @@ import click
 
 from backfill.cli.common import Cli, common, run
 from backfill.cli.cron import read_crontab
-from backfill.cli.failing import report
+from backfill.cli.failing import BREAKING_MIGRATION, report
 from backfill.cli.load import Loaded, load
 from backfill.cli.output import count_of, print_json
 from backfill.cli.params import DURATION, ParamType
 from backfill.cli.processes import run_processes
 from backfill.cli.stopping import StopRequests, leave, leave_within
 from backfill.cron import CronItem, parse_crontab
-from backfill.errors import ConfigurationError
+from backfill.errors import BreakingMigrationError, ConfigurationError
 from backfill.worker import QueueConfig, WorkerConfig, WorkerRunner, WorkerRunnerBuilder
 from backfill.worker.config import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
@@ -93,6 +93,8 @@ def worker(
 
     SIGTERM or Ctrl-C: running jobs finish, within the shutdown timeout; a second one cuts them short and hands them back;
     a third ends the process on the spot.
+
+    Exit code 57: somebody took the schema to a revision that this version cannot work with; the worker stopped in order.
     """
     folders: tuple[str, ...] = options.pop("folders")
     if not targets and not folders:
@@ -111,7 +113,8 @@ def worker(
         ended = run_processes(processes, partial(_work_as_child, work))
     if cli.as_json:
         print_json({"processes": [{"pid": one.pid, "exit_code": one.code} for one in ended]})
-    return 1 if any(one.code for one in ended) else 0
+    codes = {one.code for one in ended}
+    return BREAKING_MIGRATION if BREAKING_MIGRATION in codes else int(codes != {0})
 
 
 def _work(
@@ -209,7 +212,11 @@ async def _run_on(
         requests = StopRequests(stop.set, runner.hurry, on_signal=runner.signalled)
         if orphaned is not None:
             requests.watch(orphaned)
-        abandoned = await runner.run_until_cancelled(stop, abandon=True)
+        try:
+            abandoned = await runner.run_until_cancelled(stop, abandon=True)
+        except BreakingMigrationError:
+            leave_within(_LINGER, BREAKING_MIGRATION)
+            raise
         if tell is not None:
             tell({"runs": _runs(runner), "abandoned": abandoned})
         if abandoned:  # their handlers run on, in threads or against their cancellation, and have no job any more

@@ -36,6 +36,9 @@ _ALL_OR_NONE: Final = "either all jobs were added or none; with job_keys, enqueu
 class Enqueuer:
     """Adds jobs.
 
+    Attributes:
+        familiar: Whether the schema's tables are known; whoever learns that this has changed sets it.
+
     Args:
         pool: Where the connections come from; it stays open when this is closed.
         schema: The schema's name, unquoted.
@@ -50,7 +53,7 @@ class Enqueuer:
         self._hooks = HookRegistry() if hooks is None else hooks
         self._keeper = Keeper(pool)
         self._notifier = Notifier(pool, schema, keeper=self._keeper)
-        self._familiar = familiar
+        self.familiar = familiar
         self._known: set[tuple[str, str | None]] = set()
 
     async def close(self) -> None:
@@ -89,13 +92,13 @@ class Enqueuer:
         kind = kind_of(task, spec)
         encoded = payload_text(payload, kind)
         if connection is not None:
-            if kind.key is None and self._familiar:
+            if kind.key is None and self.familiar:
                 return await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION)
             await self._create_unknown([kind], connection)
             return await add_by_function(connection, self._schema, kind, encoded)
         what = f"cannot enqueue {kind.task}"
         async with Borrowed(self._pool, what, not_done=_NOT_ADDED, maybe=_MAYBE_ADDED, keeper=self._keeper) as own:
-            if kind.key is None and self._familiar:
+            if kind.key is None and self.familiar:
                 return await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
             return await add_by_function(own, self._schema, kind, encoded)
 
@@ -215,7 +218,7 @@ class Enqueuer:
         """Add a batch in a transaction of its own, again when PostgreSQL ended it because of others."""
         await self._create_unknown(batch.kinds(), connection)
         notify = notification(sum(len(chunk.jobs) for chunk in batch.chunks))
-        if len(batch.chunks) == 1 and not batch.keyed and self._familiar:
+        if len(batch.chunks) == 1 and not batch.keyed and self.familiar:
             return await self._write(connection, batch, notify, tell=tell)  # one statement is a transaction
         for _ in range(_BATCH_TRIES - 1):
             with contextlib.suppress(asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
@@ -233,7 +236,7 @@ class Enqueuer:
         """
         outcomes: list[EnqueueOutcome | None] = [None] * batch.size
         for chunk in batch.chunks:
-            if self._familiar:
+            if self.familiar:
                 await self._write_chunk(connection, chunk, notify, outcomes if tell else None)
                 continue
             for number, payload, position in chunk.jobs:
@@ -277,7 +280,7 @@ class Enqueuer:
     async def _create_unknown(self, kinds: list[Kind], connection: Connection) -> None:
         """Create the names that this client has not met before, if they are missing."""
         unknown = [kind for kind in kinds if (kind.task, kind.queue) not in self._known]
-        if unknown and self._familiar:  # add_job creates them itself
+        if unknown and self.familiar:  # add_job creates them itself
             await self._create(unknown, connection, aside=True)
 
     def _has_spare_connection(self) -> bool:

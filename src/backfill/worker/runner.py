@@ -241,6 +241,10 @@ class WorkerRunner:
 
         Returns:
             How many jobs were abandoned so.
+
+        Raises:
+            BreakingMigrationError: While it ran, the schema was taken to a revision that this version cannot work with; it
+                stopped in order first.
         """
         self._worker = Worker(self._config, self._handlers, self._client, cron=self._cron_items)
         with self._ending_streams():

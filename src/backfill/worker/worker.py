@@ -30,6 +30,7 @@ from backfill.db import (
     Session,
     connect,
 )
+from backfill.errors import BreakingMigrationError
 from backfill.hooks import ShutdownReason
 from backfill.sql import text
 from backfill.worker.cancel import Canceller
@@ -42,6 +43,7 @@ from backfill.worker.lane import STALE_SECONDS, gaps, make_lanes
 from backfill.worker.lease import Lease
 from backfill.worker.link import Link
 from backfill.worker.maintenance import notified_count
+from backfill.worker.migrations import MIGRATE, MigrationWatch
 from backfill.worker.processes import Processes
 from backfill.worker.reconcile import reconcile
 from backfill.worker.release import Releaser
@@ -96,9 +98,10 @@ class Worker:
         self._processes = Processes()
         self._claim_link = Link(partial(self._connect, CLAIM), config.schema)
         self._release_link = Link(partial(self._connect, RELEASE), config.schema)
+        self._migrations = MigrationWatch(client)
         self.listener = Listener(
             partial(self._connect, LISTEN),
-            [CHANNEL, CANCEL_CHANNEL],
+            [CHANNEL, CANCEL_CHANNEL, MIGRATE],
             self._on_notify,
             send=None if config.listen_url is None else self._send,
             on_up=self._on_up,
@@ -195,7 +198,9 @@ class Worker:
         Raises:
             DatabaseError: The database refused the worker's row.
             SchemaError: The schema has no table of workers.
-            RuntimeError: One of the worker's own loops or slots ended in an unforeseen way; it was stopped in order first.
+            BreakingMigrationError: The schema was taken to a revision that this version cannot work with. The worker was
+                stopped in order first.
+            RuntimeError: One of the worker's own loops or slots ended in an unforeseen way; likewise.
         """
         self._warn_of_gaps()
         self.heartbeat.may_exit = abandon
@@ -210,6 +215,7 @@ class Worker:
             self.loops.append(asyncio.create_task(scanner.run(), name="dead letters"))
         if self.cron is not None:
             self.loops.append(asyncio.create_task(self.cron.run(), name="cron"))
+        self.loops.append(asyncio.create_task(self._migrations.run(), name="migrations"))
         logger.info("worker %s started: %s", self.id, ", ".join(_shown(lane.config) for lane in self.lanes))
         waiter = asyncio.create_task(stop.wait())
         try:
@@ -225,7 +231,10 @@ class Worker:
             self.reason = ShutdownReason.ERROR
         abandoned = await self._shutdown.to_the_end(abandon=abandon)
         for part in ended:
-            raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
+            error = None if part.cancelled() else part.exception()
+            if isinstance(error, BreakingMigrationError):
+                raise error
+            raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from error
         return abandoned
 
     async def drain(self, *, abandon: bool = False) -> int:
@@ -354,11 +363,14 @@ class Worker:
     def _on_notify(self, channel: str, payload: str) -> None:
         if channel == CANCEL_CHANNEL:
             self.heartbeat.hasten()
+        elif channel == MIGRATE:
+            self._migrations.on_notify(payload)
         elif notified_count(payload) > 0:
             self.claimer.on_notify()
 
     def _on_up(self) -> None:
         self.claimer.look()
+        self._migrations.look()
 
     def _on_released(self, queue_freed: bool) -> None:
         self.released.set()
