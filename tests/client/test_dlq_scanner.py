@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backfill import BackfillClient, JobSpec
-from backfill.client.dlq_scanner import DeadLetterScanner
+from backfill import BackfillClient, DlqFilter, JobSpec
+from backfill.client.dlq_scanner import DeadLetterScanner, settle_done_elsewhere
 from backfill.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -125,3 +125,41 @@ async def test_a_processor_ends_with_its_client(client: BackfillClient) -> None:
 async def test_an_interval_of_nothing_is_refused(client: BackfillClient) -> None:
     with pytest.raises(ConfigurationError, match="interval"):
         client.start_dlq_processor(timedelta(), asyncio.Event())
+
+
+async def requeued(client: BackfillClient, count: int) -> dict[int, int]:
+    """Dead letters that are out: job by entry."""
+    jobs = [outcome.unwrap() for outcome in await client.enqueue_many([("t", n) for n in range(count)])]
+    await client.fail_jobs([job.id for job in jobs], "on purpose")
+    await client.requeue_dlq_jobs(DlqFilter())
+    return {entry.id: entry.requeued_job_id or 0 for entry in (await client.list_dlq_jobs()).jobs}
+
+
+async def test_entries_whose_jobs_others_completed_are_settled(
+    client: BackfillClient, raw: "Raw", caplog: pytest.LogCaptureFixture
+) -> None:
+    out = await requeued(client, 11)
+    here = (await client.enqueue("t")).unwrap()
+    entry_here = (await client.fail_jobs([here.id], "on purpose"))[here.id]
+    there = [entry for n, entry in enumerate(out) if n % 3 == 0]
+    done = sorted(set(out) - set(there))
+    await raw.rows("delete from graphile_worker._private_jobs where id = any($1)", [out[entry] for entry in done])
+    with caplog.at_level(logging.INFO, "backfill"):
+        assert await DeadLetterScanner(client.pool.acquire, client.schema, 60.0).run_once() == 0
+    assert {entry.id for entry in (await client.list_dlq_jobs()).jobs} == {*there, entry_here}
+    logged = " ".join(record.message for record in caplog.records if "other workers completed" in record.message)
+    assert [str(entry) in logged for entry in done] == [True] * len(done)
+
+
+async def test_an_entry_that_somebody_holds_is_passed_by(client: BackfillClient, raw: "Raw") -> None:
+    """Such as an operator who requeues it at that moment: it is left for the next scan."""
+    out = await requeued(client, 2)
+    await raw.rows("delete from graphile_worker._private_jobs where id = any($1)", list(out.values()))
+    held, other = sorted(out)
+    async with raw.connection.transaction(), client.pool.acquire() as connection:
+        await raw.rows("select 1 from graphile_worker.backfill_dlq where id = $1 for update", held)
+        assert await settle_done_elsewhere(connection, client.schema) == 1
+    assert [entry.id for entry in (await client.list_dlq_jobs()).jobs] == [held]
+    async with client.pool.acquire() as connection:
+        assert await settle_done_elsewhere(connection, client.schema) == 1
+    assert other != held

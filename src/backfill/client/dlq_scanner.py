@@ -5,6 +5,10 @@ A job that fails for good on a worker of ours is in the dead letter queue in the
 what other workers (Node, Rust), operators and crashes leave. No index leads to such jobs, so a scan walks the queue's primary
 key in pages, each a transaction of its own, until its end; the longer one takes, the longer the next one waits. What the
 dead letter queue holds already does not matter to it.
+
+It also settles entries that are out as a job which is gone. Whatever of ours ends a requeued job sees to its entry in the
+same statement; so such a job was completed by another worker, which knows nothing of the entry, or somebody removed it on
+purpose by other means than ours. Both mean that nobody waits for it any more, so the entry is deleted.
 """
 
 import asyncio
@@ -94,6 +98,25 @@ async def _scan(connection: Connection, schema: str, moved_by: str, stop: asynci
     return moved
 
 
+async def settle_done_elsewhere(connection: Connection, schema: str) -> int:
+    """Delete the entries that are out as jobs which are gone, unless somebody else is at it; return how many."""
+    settled, after_job_id = 0, _LOWEST_ID
+    while True:
+        async with connection.transaction():
+            if not await connection.fetchval(text("begin_scan", schema), schema):
+                return settled
+            row = await connection.fetchrow(text("settle_done_elsewhere", schema), after_job_id, _PAGE)
+        if row is None or row["last_job_id"] is None:
+            return settled
+        if row["settled"]:
+            settled += len(row["settled"])
+            logger.info(
+                "deleted dead letters whose requeued jobs other workers completed, or somebody removed: %s",
+                ", ".join(map(str, row["settled"])),
+            )
+        after_job_id = row["last_job_id"]
+
+
 async def _pass_over(connection: Connection, schema: str, after_id: int, error: asyncpg.PostgresError) -> int:
     """Log that the first job behind an id cannot be moved; return its id."""
     job_id = await connection.fetchval(text("next_job_id", schema), after_id)
@@ -164,6 +187,7 @@ class DeadLetterScanner:
         """
         async with self._connect() as connection:
             moved = await _scan(connection, self._schema, self._moved_by, stop, alone=True)
+            await settle_done_elsewhere(connection, self._schema)
         if moved:
             logger.info("moved %d used-up jobs to the dead letter queue", moved)
         return moved

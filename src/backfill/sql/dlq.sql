@@ -217,6 +217,38 @@ select count(*) as deleted from gone
 delete from graphile_worker.backfill_dlq as entries
  where entries.requeued_job_id = any($1::int8[])
 
+-- name: settle_done_elsewhere
+-- Deletes entries that are out as jobs which are not there any more: a page of them in the order of the jobs' ids, from above
+-- $1 on. An entry that somebody else has locked, or has just tied to another job, is passed by.
+-- takes: after_job_id int8, page int8
+-- gives: settled int8[], last_job_id int8
+with page as materialized (
+  select entries.id, entries.requeued_job_id as job_id
+    from graphile_worker.backfill_dlq as entries
+   where entries.requeued_job_id is not null
+     and entries.requeued_job_id > $1::int8
+   order by entries.requeued_job_id
+   limit $2::int8
+),
+vanished as materialized (
+  select page.id, page.job_id
+    from page
+   where not exists (select 1 from graphile_worker._private_jobs as jobs where jobs.id = page.job_id)
+),
+mine as materialized (
+  select entries.id
+    from graphile_worker.backfill_dlq as entries
+    join vanished on vanished.id = entries.id and vanished.job_id = entries.requeued_job_id
+     for update of entries skip locked
+),
+gone as (
+  delete from graphile_worker.backfill_dlq as entries
+   using mine
+   where entries.id = mine.id
+  returning entries.id
+)
+select array(select gone.id from gone order by gone.id) as settled, (select max(page.job_id) from page) as last_job_id
+
 -- name: bring_back
 -- Has the entries that are out as the given jobs be here again: the jobs were taken out of the queue without being done.
 -- takes: job_ids int8[]
