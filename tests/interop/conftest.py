@@ -1,13 +1,20 @@
 """What the interop tests need: Node processes with the real graphile-worker, and a table in which both sides note their runs."""
 
 import asyncio
+import contextlib
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+from tests.interop.tasks import held
 from tests.support.graphile import NEWEST, NodeUnavailableError, Peer, installed
+from tests.support.until import until
+
+from backfill import QueueConfig, Task, WorkerConfig, WorkerRunner
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -56,6 +63,12 @@ async def node(node_packages: None) -> AsyncIterator[StartNode]:
 
 
 @pytest.fixture
+async def peer(db: "Database", node: StartNode) -> Peer:
+    """A Node process on `db`."""
+    return await node(db)
+
+
+@pytest.fixture
 async def runs(db: "Database") -> asyncpg.Connection:
     """A connection to `db`, which has the table that tasks note their runs in."""
     connection = await db.connect()
@@ -69,3 +82,55 @@ async def empty_runs(empty_db: "Database") -> asyncpg.Connection:
     connection = await empty_db.connect()
     await connection.execute(RUNS)
     return connection
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """Our side: workers in this process, with polls so far apart that only notifications wake them."""
+
+    database: "Database"
+
+    @contextlib.asynccontextmanager
+    async def running(self, *tasks: Task[Any], **settings: Any) -> AsyncIterator[WorkerRunner]:
+        """A worker in the background that listens and has looked at what there is."""
+        async with await self._build(tasks, settings) as runner:
+            stop = asyncio.Event()
+            background = runner.spawn_background(stop)
+            try:
+                await until(lambda: runner.worker is not None and runner.worker.claimer.claims, "it has looked")
+                assert runner.worker is not None
+                async with asyncio.timeout(60):
+                    await runner.worker.listener.wait_proven()
+                yield runner
+            finally:
+                for go in held.values():
+                    go.set()
+                held.clear()
+                stop.set()
+                await background
+
+    async def drain(self, *tasks: Task[Any], **settings: Any) -> int:
+        """Run what is due; how many runs there were."""
+        async with await self._build(tasks, settings) as runner:
+            return await runner.process_available_jobs()
+
+    async def _build(self, tasks: tuple[Task[Any], ...], settings: dict[str, Any]) -> WorkerRunner:
+        config = WorkerConfig(
+            **{
+                "database_url": self.database.dsn,
+                "schema": self.database.schema,
+                "poll_interval": timedelta(hours=1),
+                "shutdown_timeout": timedelta(seconds=20),
+                "queue_configs": [QueueConfig.default_queue(4)],
+                **settings,
+            }
+        )
+        builder = WorkerRunner.builder(config)
+        for defined in tasks:
+            builder.define_job(defined)
+        return await builder.build()
+
+
+@pytest.fixture
+def ours(db: "Database") -> Ours:
+    return Ours(db)

@@ -49,13 +49,16 @@ async function forward(event, details) {
   say({ event, job: job?.id, number: job?.payload?.number, timestamp, error: error?.message });
 }
 
+// JSON has no dates.
+const dated = (spec) => (spec?.runAt ? { ...spec, runAt: new Date(spec.runAt) } : spec);
+
 const requests = {
-  async addJob(...args) { return (await getUtils()).addJob(...args); },
-  async addJobs(...args) { return (await getUtils()).addJobs(...args); },
+  async addJob(name, payload, spec) { return (await getUtils()).addJob(name, payload, dated(spec)); },
+  async addJobs(specs, ...args) { return (await getUtils()).addJobs(specs.map(dated), ...args); },
   async migrate() { await (await getUtils()).migrate(); },
   async completeJobs(...args) { return (await getUtils()).completeJobs(...args); },
   async permanentlyFailJobs(...args) { return (await getUtils()).permanentlyFailJobs(...args); },
-  async rescheduleJobs(ids, options) { return (await getUtils()).rescheduleJobs(ids, options); },
+  async rescheduleJobs(ids, options) { return (await getUtils()).rescheduleJobs(ids, dated(options)); },
   async forceUnlockWorkers(...args) { await (await getUtils()).forceUnlockWorkers(...args); },
   async cleanup(options) { await (await getUtils()).cleanup(options); },
 
