@@ -266,7 +266,9 @@ class Claimer:
 
     async def _tasks_are_others(self) -> bool:
         """After a notification that led to no job: whether the tasks' rows were collected and made anew meanwhile."""
-        if time.monotonic() - self._tasks_read_at < _REREAD_IN_VAIN:
+        wait = self._tasks_read_at + _REREAD_IN_VAIN - time.monotonic()
+        if wait > 0:
+            self.look_in(wait)
             return False
         self._heard, before = False, self._task_ids
         await self._read_tasks()

@@ -68,7 +68,9 @@ class MigrationWatch:
         async with self._client.pool.acquire() as connection:
             breaking = await connection.fetchval(text("schema_breaking_revision", schema))
             if breaking is not None and breaking > NEWEST_REVISION:
-                raise BreakingMigrationError(schema, breaking, NEWEST_REVISION)
+                error = BreakingMigrationError(schema, breaking, NEWEST_REVISION)
+                logger.warning("stopping: %s", error)
+                raise error
             familiar = await is_familiar(connection, schema)
         if self._client.enqueuer.familiar and not familiar:
             logger.info(
