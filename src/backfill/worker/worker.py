@@ -329,7 +329,7 @@ class Worker:
         for task in [*self.loops, *(task for task in self.slot_tasks if wait_for_threads)]:
             task.cancel()
         for error in await asyncio.gather(*self.loops, return_exceptions=True):
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, BreakingMigrationError):
                 logger.error("a loop of worker %s failed", self.id, exc_info=error)
         await self.teller.stopped(self._client.pool, self.reason, deadline)
         await self.listener.close()
