@@ -112,6 +112,14 @@ async def test_it_comes_back_after_its_backend_is_ended(empty_db: "Database", ca
     assert caplog.text.count("LISTEN is up again") == 2
 
 
+async def test_a_doubt_is_settled_at_once(empty_db: "Database") -> None:
+    async with listening(lambda: connect(empty_db.dsn), check_interval=3600.0) as ears:
+        await ears.until_up(1)
+        await ears.connections[0].execute("unlisten *")
+        ears.listener.doubt()
+        await ears.until_up(2)
+
+
 async def test_it_keeps_trying_to_connect(empty_db: "Database") -> None:
     attempts = 0
 

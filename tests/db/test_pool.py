@@ -3,7 +3,7 @@ import json
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
@@ -108,6 +108,22 @@ async def test_a_server_that_does_not_answer_says_so() -> None:
         url = f"postgresql://someone@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"
         with pytest.raises(DatabaseError, match="no answer in time"):
             await connect(url, connect_timeout=0.05)
+
+
+async def test_a_server_that_does_not_answer_does_not_take_the_time_of_the_next(empty_db: "Database") -> None:
+    parts = urlsplit(empty_db.dsn)
+    options = parse_qs(parts.query)
+    host = options["host"][0] if "host" in options else str(parts.hostname)
+    port = options["port"][0] if "port" in options else str(parts.port or 5432)
+    user = parts.netloc.rpartition("@")[0]
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent_port = silent.getsockname()[1]
+        url = f"postgresql://{user}@{parts.path}?host=127.0.0.1,{quote(host)}&port={silent_port},{port}&sslmode=disable"
+        connection = await connect(url, connect_timeout=0.5)
+        assert await connection.fetchval("select 1") == 1
+        await connection.close()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HEARTBEAT: Final = "heartbeat"  # the limit's name
 _TICK: Final = 0.25  # seconds between looks at the deadline
 _FIRST_PAUSE: Final = 0.05  # seconds before a new connection
 _REFRESH: Final = 60.0  # seconds between refreshes of the locks that are held for longer
@@ -180,6 +181,9 @@ class Heartbeat:
         async with asyncio.timeout(self._patience):
             connection = await self._connect()
         try:
+            if self._failures:  # what the one before left on the server may hold our row
+                async with asyncio.timeout(self._patience):
+                    await connection.replace()
             while not self._stop_wanted:
                 sent_at = boot_time()
                 async with asyncio.timeout(self._patience):
@@ -267,6 +271,8 @@ class Heartbeat:
         self._steady_since = None
         self._failures += 1
         said = str(error) or type(error).__name__
+        if isinstance(error, TimeoutError):
+            said = f"no answer within {self._patience:g} s (limit {HEARTBEAT}, a third of the lease)"
         if self._first is not None and isinstance(error, asyncpg.PostgresError) and not is_connection_error(error):
             first, self._first = self._first, None
             failure = translate(error, f"cannot register worker {self._id}")

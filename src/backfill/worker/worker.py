@@ -29,6 +29,7 @@ from backfill.db import (
     Listener,
     Session,
     connect,
+    translate,
 )
 from backfill.errors import BreakingMigrationError
 from backfill.hooks import ShutdownReason
@@ -316,6 +317,8 @@ class Worker:
         connection = await self._connect(MAINTENANCE)
         try:
             yield connection
+        except TimeoutError as error:
+            raise translate(error, "maintenance", limit=MAINTENANCE) from error
         finally:
             await connection.leave()
 

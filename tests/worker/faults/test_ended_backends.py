@@ -18,6 +18,7 @@ LANES = [QueueConfig.named_queue("own"), QueueConfig.default_queue(8)]
 SOON = RetryPolicy(3, 0.01, 0.01, 1.0, 0.0)
 
 
+ROLES = ("claim", "release", "listen", "heartbeat", "maintenance")
 END = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = any($1)"
 
 
@@ -42,7 +43,7 @@ async def test_nothing_is_lost_or_done_twice_or_left_locked(
         if number % 10 == 3 and ctx.attempt == 1:
             raise ConnectionTimeout("once")
 
-    waves = (["claim"], ["release"], ["listen"], ["claim", "release", "listen"])
+    waves = (["claim"], ["release"], ["listen"], ["heartbeat"], ["maintenance", "claim"], [*ROLES])
     async with run_worker(work, queue_configs=LANES) as running:
         worker, ended = running.worker, 0
         for number, roles in enumerate(waves):

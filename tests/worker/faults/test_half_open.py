@@ -5,6 +5,7 @@ The limits are those of the module `limits`, made short; what happens is the sam
 
 import asyncio
 import itertools
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
 When = Literal["before", "after"]
 
 SHORT = 1.0  # seconds
-STATEMENTS = {"claim": "claim_jobs", "release": "release_completed", "listen": "prove_listen"}
+STATEMENTS = {
+    "claim": "claim_jobs",
+    "release": "release_completed",
+    "listen": "prove_listen",
+    "heartbeat": "beat",
+    "maintenance": "locks_of_worker",
+}
+LEASE = timedelta(seconds=5)
+END = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1"
 
 
 @pytest.fixture(autouse=True)
@@ -83,16 +92,24 @@ async def test_no_job_is_lost_or_run_twice(
             raise ConnectionTimeout("once")
 
     silence = Silence(db.dsn, role, text(STATEMENTS[role], db.schema), when)
-    async with silence.proxy, run_worker(work, database_url=silence.proxy.dsn, queue_configs=LANES) as running:
-        listener = running.worker.listener
+    async with (
+        silence.proxy,
+        run_worker(work, database_url=silence.proxy.dsn, queue_configs=LANES, lease=LEASE) as running,
+    ):
+        listener, heartbeat = running.worker.listener, running.worker.heartbeat
         silence.armed = True
+        if role == "maintenance":
+            await sql.value(END, f"{running.worker.id}:claim")  # then locks and memory are compared
         if role == "listen":
             listener._check_timeout = SHORT
             listener.doubt()
         await client.enqueue_many(wave(0))
         await until(lambda: silence.struck, "it is silent")
+        beats = heartbeat.beats
         await until(partial(is_empty, sql), "all is done")
         await until(lambda: not running.worker.releaser.held, "all replies have come")
+        await until(lambda: heartbeat.beats > beats + 1, "it lives on")
+        assert running.worker.lease.fence.stands()
         if role == "listen":
             await until(lambda: listener.connected_count > 1, "it listens again")
         assert running.worker.claimer.polls == 0
@@ -143,10 +160,7 @@ async def test_handlers_that_hold_the_whole_pool_do_not_stop_the_worker(
         size = running.runner.client.pool.get_max_size()
         await client.enqueue_many([("hog",)] * size)
         await ran.total(size)
-        await sql.value(
-            "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1",
-            f"{running.worker.id}:claim",
-        )
+        await sql.value(END, f"{running.worker.id}:claim")
         await client.enqueue("free")
         await until(lambda: ran.runs["free"], "it claims all the same")
         may_go_on.set()
