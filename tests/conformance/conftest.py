@@ -2,6 +2,6 @@
 
 # Fixtures are found by their names in this module.
 from tests.interop.conftest import node_packages
-from tests.worker.conftest import make_config, make_runner, other, run_worker, sql, until
+from tests.worker.conftest import make_claims, make_config, make_runner, other, run_worker, sql, until
 
-__all__ = ["make_config", "make_runner", "node_packages", "other", "run_worker", "sql", "until"]
+__all__ = ["make_claims", "make_config", "make_runner", "node_packages", "other", "run_worker", "sql", "until"]

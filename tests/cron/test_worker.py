@@ -44,6 +44,7 @@ async def runners() -> AsyncIterator[list[WorkerRunner]]:
 
 
 def test_lines_items_and_crontabs_add_up(builder: WorkerRunnerBuilder) -> None:
+    """R-9."""
     item = CronItem("note", "@daily", identifier="daily")
     builder.add_cron_schedule(LINE).add_cron_schedule(item).add_crontab("# two\n* * * * * a\n* * * * * b\n")
     assert [each.identifier for each in builder.cron_items] == ["nightly", "daily", "a", "b"]

@@ -67,6 +67,7 @@ async def cut_short(running: "Running", hangs: Hangs, sql: "Sql", **given: Any) 
 
 
 async def test_a_workers_life_is_told_in_order(make_config: Any, sql: "Sql") -> None:
+    """C-058."""
     told: list[Any] = []
 
     class Life:

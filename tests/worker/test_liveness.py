@@ -58,6 +58,7 @@ class TestLease:
             WorkerConfig(database_url="postgresql://", lease=timedelta(seconds=seconds))
 
     def test_the_environment_has_it(self) -> None:
+        """R-59."""
         environment = {"DATABASE_URL": "postgresql://", "BACKFILL_LEASE_SECS": "7"}
         assert WorkerConfig.from_env(environment).lease == timedelta(seconds=7)
         with pytest.raises(ConfigurationError, match="BACKFILL_LEASE_SECS='4'"):
@@ -81,6 +82,7 @@ def holding() -> tuple[Any, asyncio.Event, asyncio.Event]:
 async def test_the_row_tells_who_it_is_and_what_it_runs_and_goes_at_the_end(
     sql: "Sql", run_worker: "RunWorker", until: "Until", holding: tuple[Any, asyncio.Event, asyncio.Event]
 ) -> None:
+    """R-60."""
     hold, begun, may_end = holding
     async with run_worker(hold, lease=LEASE, queue_configs=[QueueConfig.default_queue(3)]) as running:
         job = await sql.add("task")

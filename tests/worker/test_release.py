@@ -251,6 +251,7 @@ async def test_a_keyed_job_that_fails_again_updates_its_entry(sql: "Sql", claims
 
 
 async def test_hand_back_refunds_the_attempt_and_tells_somebody(sql: "Sql", claims: "Claims", other: "Sql") -> None:
+    """R-66."""
     heard: list[str] = []
     await other.connection.add_listener("jobs:insert", lambda *args: heard.append(args[3]))
     made = [*await sql.add_many(2), *await sql.add_many(1, queue="'q'")]

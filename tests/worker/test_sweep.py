@@ -45,6 +45,7 @@ async def crashes(sql: "Sql", job_id: int) -> list[str]:
 
 
 async def test_what_had_begun_runs_again_and_what_had_not_is_refunded(sql: "Sql", claims: "Claims") -> None:
+    """R-61, R-63."""
     begun, waiting = await sql.add_many(2, max_attempts="2", queue="case when n = 1 then 'q' end")
     await claims.take()
     done = await swept(sql, await dies(claims, running=[begun]))
@@ -91,6 +92,7 @@ async def test_a_worker_that_has_beaten_since_is_left_alone(sql: "Sql", claims: 
 
 
 async def test_a_worker_whose_lease_goes_on_is_left_alone(sql: "Sql", claims: "Claims") -> None:
+    """R-60."""
     await sql.add_many(1)
     await claims.take()
     beat = await sql.value("select heartbeat_at from graphile_worker.backfill_workers")
@@ -101,6 +103,7 @@ async def test_a_worker_whose_lease_goes_on_is_left_alone(sql: "Sql", claims: "C
 async def test_locks_of_ours_without_a_row_are_a_dead_worker_s(
     sql: "Sql", claims: "Claims", make_claims: MakeClaims
 ) -> None:
+    """R-62."""
     await sql.add_many(2, queue="'q' || n")
     await claims.take()
     await sql.run("delete from graphile_worker.backfill_workers")
