@@ -190,6 +190,8 @@ async def test_an_entry_that_was_out_is_tied_to_its_job_or_here(client: Backfill
     await raw.run("delete from graphile_worker.backfill_dlq")
     assert await client.import_dlq_jobs(lines) == (2, 0, 0)
     assert [entry.requeued_job_id for entry in await client.page_dlq_jobs()] == [jobs[0].id, None]
+    assert await client.import_dlq_jobs(lines, new_ids=True) == (2, 0, 0)
+    assert [entry.requeued_job_id for entry in await client.page_dlq_jobs()] == [jobs[0].id, None, None, None]
     await raw.run("delete from graphile_worker.backfill_dlq")
     await raw.run("update graphile_worker._private_jobs set created_at = created_at - interval '1 day'")
     await client.import_dlq_jobs(lines)  # as where another job has that number

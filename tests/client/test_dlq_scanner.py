@@ -1,15 +1,18 @@
 """The scan for used-up jobs: what others left is moved, all of it, by one process at a time."""
 
 import asyncio
+import json
 import logging
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backfill import BackfillClient, DlqFilter, JobSpec
 from backfill.client.dlq_scanner import DeadLetterScanner, settle_done_elsewhere
 from backfill.errors import ConfigurationError
+from backfill.sql import text
 
 if TYPE_CHECKING:
     from tests.client.conftest import Raw
@@ -77,6 +80,44 @@ async def test_a_job_that_the_table_refuses_stops_no_other(
     assert [job["payload"] for job in await raw.jobs()] == ["2", "9"]
     assert [f"refuses job {jobs[n].id}" in caplog.text for n in (2, 9)] == [True, True]
     assert caplog.text.count("no_foes") == 2
+
+
+async def test_a_scan_reads_no_entries_but_those_of_its_jobs(client: BackfillClient, raw: "Raw") -> None:
+    """However many there are, here and out, and whatever the planner knows of them."""
+    await raw.run("alter table graphile_worker.backfill_dlq set (autovacuum_enabled = off)")
+    await raw.run(
+        "insert into graphile_worker.backfill_dlq (task_identifier, payload, failure_reason, job_key, requeued_job_id)"
+        " select 't', '1', 'x', 'key ' || n, case when n % 2 = 0 then -n end from generate_series(1, 20000) as n"
+    )
+    jobs = [outcome.unwrap() for outcome in await client.enqueue_many([("t", n) for n in range(200)])]
+    await raw.run("update graphile_worker._private_jobs set attempts = max_attempts")
+    await raw.run(
+        "update graphile_worker.backfill_dlq set requeued_job_id = -requeued_job_id / 2 - 1 + $1 where id % 2 = 0 and id <= 200",
+        jobs[0].id,
+    )
+    await raw.run(f"prepare bury as {text('bury_exhausted_jobs', client.schema)}")
+    for known in (False, True):
+        if known:
+            await raw.run("analyze graphile_worker.backfill_dlq")
+        for mode in ("force_custom_plan", "force_generic_plan"):
+            await raw.run(f"set plan_cache_mode = {mode}")
+            async with raw.connection.transaction():
+                explain = "explain (analyze, format json) execute bury (0, 5000, 'test')"
+                (plan,) = json.loads(await raw.value(explain))
+                assert await raw.value("select count(*) from graphile_worker._private_jobs") == 0
+                await raw.run("rollback; begin")
+            read = sum(
+                (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+                for node in nodes(plan["Plan"])
+                if node.get("Relation Name") == "backfill_dlq" and "Scan" in node["Node Type"]
+            )
+            assert 200 <= read <= 400, (known, mode)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", []):
+        yield from nodes(inner)
 
 
 async def test_one_scan_at_a_time(client: BackfillClient, raw: "Raw", other: "Raw") -> None:

@@ -152,7 +152,7 @@ class _Importer:
         statement = text("import_dlq_jobs", self._schema).replace(_COLUMNS, columns)
         try:
             async with self._connection.transaction():
-                rows = await self._connection.fetch(statement, [line.text for line in batch], ids)
+                rows = await self._connection.fetch(statement, [line.text for line in batch], ids, self._new_ids)
         except asyncpg.PostgresError as error:
             if is_connection_error(error):
                 raise

@@ -31,8 +31,8 @@ select setval(numbers.sequence, $2::int8) as last_id
 -- Puts entries in, each from its line of JSON and with the id given beside it; those that an entry of the same id or key is in
 -- the way of are left out. The two lists of columns are extended by those that the lines have: what a line does not name
 -- gets its default. A payload of null is one, and no SQL null. An entry stays tied to the job that it was out as only if that very job is here: made in the moment
--- of the entry's last requeue.
--- takes: lines text[], ids int8[]
+-- of the entry's last requeue. With new ids ($3) never: its own entry may be there.
+-- takes: lines text[], ids int8[], new_ids bool
 -- gives: id int8
 with given as materialized (
   select entry.*
@@ -41,7 +41,8 @@ with given as materialized (
    cross join lateral jsonb_populate_record(stored, jsonb_build_object('id', line.id, 'requeued_job_id', (
      select jobs.id
        from graphile_worker._private_jobs as jobs
-      where jobs.id = stored.requeued_job_id
+      where not $3::bool
+        and jobs.id = stored.requeued_job_id
         and jobs.created_at = stored.last_requeued_at))) as entry
 )
 insert into graphile_worker.backfill_dlq (payload, id, requeued_job_id)

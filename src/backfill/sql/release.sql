@@ -40,14 +40,28 @@ entry as materialized (
          dead.created_at as original_created_at, dead.run_at as original_run_at, dead.moved_by as created_by
     from dead
 ),
+-- Looked up job by job: whatever the planner thinks, the cost must not grow with what is out.
+own as materialized (
+  select entry.*, found.id as dlq_id
+    from entry
+   cross join lateral (
+     select q.id
+       from graphile_worker.backfill_dlq as q
+      where q.requeued_job_id = entry.original_job_id  -- the job's flag is a hint only: an add under its key drops it
+        and (q.job_key is null
+             or q.job_key = entry.job_key
+             or q.job_key <> all(array(select other.job_key from entry as other where other.job_key is not null)))
+      limit 1
+   ) as found
+),
 back as (
   update graphile_worker.backfill_dlq as q
      set
 -- include: fail_again
-    from entry as excluded
-   where q.requeued_job_id = excluded.original_job_id  -- the job's flag is a hint only: an add under its key drops it
-     and not exists (select 1 from entry as other
-                      where other.job_key = q.job_key and other.original_job_id <> excluded.original_job_id)
+    from own as excluded
+   where q.id = any(array(select own.dlq_id from own))
+     and q.id = excluded.dlq_id
+     and q.requeued_job_id is not distinct from excluded.original_job_id  -- not =, which would lead over all that is out
   returning excluded.original_job_id as job_id, q.id as dlq_id
 ),
 buried as (
