@@ -82,6 +82,7 @@ def spec_of(options: dict[str, Any]) -> JobSpec:
 async def test_what_both_add_is_the_same_and_each_runs_the_others(
     client: BackfillClient, peer: "Peer", ours: "Ours", runs: asyncpg.Connection, history: str
 ) -> None:
+    """X-03."""
     compared = with_schema(COMPARED, client.schema)
     jobs = with_schema("graphile_worker._private_jobs", client.schema)
 
@@ -118,6 +119,7 @@ def without_layout(row: asyncpg.Record) -> dict[str, Any]:
 
 
 async def test_batches(client: BackfillClient, peer: "Peer", ours: "Ours", runs: asyncpg.Connection) -> None:
+    """X-03."""
     options: list[dict[str, Any]] = [
         {"priority": 3},
         {"queueName": "q"},
@@ -161,7 +163,7 @@ join lateral (select ended from public.runs where job_id = jobs.id order by id d
 async def test_failures_and_their_back_off_are_seen_by_the_other(
     client: BackfillClient, peer: "Peer", ours: "Ours", runs: asyncpg.Connection, first: str
 ) -> None:
-    """The sides take turns at one job; it fails three times and then succeeds."""
+    """X-03: the sides take turns at one job; it fails three times and then succeeds."""
     payload = {"number": 1, "fails": 3, "error": "it broke: ü"}
     if first == "ours":
         await client.enqueue("shared", payload, JobSpec(queue="q", max_attempts=5))

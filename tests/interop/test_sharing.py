@@ -43,6 +43,7 @@ async def nothing_left(runs: asyncpg.Connection, schema: str) -> None:
 async def test_a_queue_that_node_has_is_left_alone(
     client: BackfillClient, peer: "Peer", ours: "Ours", runs: asyncpg.Connection
 ) -> None:
+    """X-04."""
     await run_on_node(peer, "node only")
     await client.enqueue("node only", {"number": 1, "hold": True}, JobSpec(queue="q"))
     await peer.event("held", number=1)
@@ -63,6 +64,7 @@ async def test_a_queue_that_node_has_is_left_alone(
 async def test_a_queue_that_we_have_is_left_alone_by_node(
     client: BackfillClient, peer: "Peer", ours: "Ours", runs: asyncpg.Connection
 ) -> None:
+    """X-04."""
     async with ours.running(ours_only):
         await client.enqueue("ours only", {"number": 1, "hold": True}, JobSpec(queue="q"))
         await until(lambda: 1 in held, "we have the queue")
