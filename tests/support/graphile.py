@@ -214,7 +214,9 @@ class Peer:
                 answer.set_exception(NodeError("the Node process has ended", None))
 
 
-async def command_line(*args: str, package: str = NEWEST, env: dict[str, str] | None = None) -> tuple[int, str]:
+async def command_line(
+    *args: str, package: str = NEWEST, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> tuple[int, str]:
     """Run Graphile Worker's own command line to its end; exit code, and what it printed."""
     folder = await asyncio.to_thread(installed)
     program = folder.parent / "node_modules" / package / "dist" / "cli.js"
@@ -225,7 +227,7 @@ async def command_line(*args: str, package: str = NEWEST, env: dict[str, str] | 
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        cwd=folder,
+        cwd=cwd or folder,
         env={**environment(), **(env or {})},
     )
     try:
