@@ -143,3 +143,23 @@ async def test_what_replaced_an_edit_is_in_the_history_too(client: BackfillClien
     back = await entry_of(client, entry.id)
     assert (back.payload, back.failure_count) == ("second", 2)
     assert [was.get("payload") for was in back.history] == ["first", None]
+
+
+async def test_an_edit_is_undone_when_the_key_is_taken_just_then(client: BackfillClient, raw: "Raw") -> None:
+    """As if somebody added a job of the key between the look at it, which finds it free, and the requeue."""
+    await raw.run(
+        "create function graphile_worker.take() returns trigger language plpgsql as $body$ begin"
+        " if new.job_key = 'k1' then perform graphile_worker.add_job('other', job_key => 'k1'); end if;"
+        " return new; end $body$"
+    )
+    entries = [await dead(client, n, job_key=f"k{n}") for n in range(3)]
+    await raw.run(
+        "create trigger take before update of payload on graphile_worker.backfill_dlq"
+        " for each row execute function graphile_worker.take()"
+    )
+    assert (await client.requeue_dlq_jobs(DlqFilter(), edit=ALL)).requeued == 0  # a page is edited whole or not at all
+    assert await client.page_dlq_jobs() == entries
+    assert await raw.jobs() == []
+    with pytest.raises(KeyInUse):
+        await client.requeue_dlq_job(entries[1].id, edit=ALL)
+    assert await client.page_dlq_jobs() == entries

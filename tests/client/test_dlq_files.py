@@ -202,8 +202,10 @@ async def test_a_dry_run_leaves_nothing(client: BackfillClient, raw: "Raw") -> N
     await bury(client, raw, ["1", "2"])
     lines = await exported(client)
     await client.delete_dlq_job(1)
-    assert await client.import_dlq_jobs(lines, dry_run=True) == (1, 1, 0)
+    lines.append(json.dumps({"id": 1_000, "task_identifier": "t", "payload": 1, "failure_reason": "x"}))
+    assert await client.import_dlq_jobs(lines, dry_run=True) == (2, 1, 0)
     assert [entry.id for entry in await client.page_dlq_jobs()] == [2]
+    assert await bury(client, raw, ["3"]) == [3]
 
 
 async def test_a_row_that_a_trigger_swallows_is_no_success(client: BackfillClient, raw: "Raw") -> None:

@@ -91,7 +91,7 @@ async def import_dlq_jobs(
     Raises:
         InvalidJob: A line cannot be an entry, or its id is another entry's; the message says its number. Nothing was imported.
     """
-    importer = _Importer(connection, schema, await _columns(connection, schema), new_ids=new_ids)
+    importer = _Importer(connection, schema, await _columns(connection, schema), new_ids=new_ids, dry_run=dry_run)
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -110,11 +110,14 @@ async def import_dlq_jobs(
 class _Importer:
     """Puts batches of lines in, and counts."""
 
-    def __init__(self, connection: Connection, schema: str, columns: dict[str, bool], *, new_ids: bool) -> None:
+    def __init__(
+        self, connection: Connection, schema: str, columns: dict[str, bool], *, new_ids: bool, dry_run: bool
+    ) -> None:
         self._connection = connection
         self._schema = schema
         self._columns = columns
         self._new_ids = new_ids
+        self._dry_run = dry_run
         self._highest = LOWEST_ID
         self.imported = 0
         self.present = 0
@@ -135,7 +138,7 @@ class _Importer:
         """The ids that the lines' entries get; no new entry will have them."""
         given = [None if self._new_ids else line.entry_id for line in batch]
         highest = max((entry_id for entry_id in given if entry_id is not None), default=LOWEST_ID)
-        if highest > self._highest:
+        if highest > self._highest and not self._dry_run:  # a sequence is not rolled back
             self._highest = highest
             await self._connection.execute(text("pass_over_dlq_ids", self._schema), self._schema, highest)
         new = iter(await self._connection.fetchval(text("new_dlq_ids", self._schema), self._schema, given.count(None)))
