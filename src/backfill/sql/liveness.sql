@@ -178,3 +178,29 @@ select true as held
  where jobs.id = $1::int8
    and jobs.locked_by = $2::text
    for key share
+
+-- name: list_workers
+-- All workers, and what each ran at its last beat, the longest first.
+-- gives: id text, state text, host text, pid int4, version text, lanes text, tasks text[], started_at timestamptz
+-- gives: heartbeat_at timestamptz, silent_seconds float8, lease interval, loop_lag float8
+-- gives: running int8[], running_tasks text[], running_seconds float8[]
+select workers.id,
+       case when workers.dead_at is not null or workers.heartbeat_at + workers.lease < clock_timestamp() then 'lost'
+            when workers.state = 'draining' then 'draining'
+            else 'alive' end as state,
+       workers.host, workers.pid, workers.version, workers.lanes::text as lanes, workers.tasks, workers.started_at,
+       workers.heartbeat_at,
+       greatest(0, extract(epoch from clock_timestamp() - workers.heartbeat_at))::float8 as silent_seconds,
+       workers.lease, workers.loop_lag,
+       runs.ids as running, runs.tasks as running_tasks, runs.seconds as running_seconds
+  from graphile_worker.backfill_workers as workers
+ cross join lateral (
+   select coalesce(array_agg(run.id order by run.since, run.id), '{}') as ids,
+          coalesce(array_agg(tasks.identifier order by run.since, run.id), '{}') as tasks,
+          coalesce(array_agg(greatest(0, extract(epoch from clock_timestamp() - run.since))::float8
+                             order by run.since, run.id), '{}') as seconds
+     from unnest(workers.running, workers.running_since) as run(id, since)
+     left join graphile_worker._private_jobs as jobs on jobs.id = run.id
+     left join graphile_worker._private_tasks as tasks on tasks.id = jobs.task_id
+ ) as runs
+ order by workers.started_at, workers.id
