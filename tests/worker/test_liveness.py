@@ -181,7 +181,7 @@ async def test_a_worker_that_is_cut_off_stops_its_jobs_before_the_lease_ends_and
         fence = running.worker.lease.fence
         await until(lambda: fence.lapsed, limit=60)
         assert boot_time() < running.worker.lease.ends, "it stopped before others may take its jobs"
-        await until(lambda: not running.worker.running())
+        await until(lambda: not running.worker.vitals.running())
         cut_off = False
         connected.set()
         may_end.set()
@@ -268,7 +268,7 @@ async def test_the_heartbeat_refreshes_what_is_held_for_long(
         await sql.add("task")
         await begun.wait()
         await sql.run("update graphile_worker._private_jobs set locked_at = now() - interval '3 h'")
-        for job in running.worker.held():
+        for job in running.worker.vitals.held():
             job.claimed_at -= 100
         running.worker.heartbeat._refreshed_at -= 100
         await until(lambda: is_fresh(sql))

@@ -16,6 +16,7 @@ from backfill.cli.failing import FAILED, report
 from backfill.cli.jobs import jobs
 from backfill.cli.schema import schema
 from backfill.cli.worker import worker
+from backfill.cli.workers import workers
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -28,7 +29,7 @@ def root() -> None:
     """
 
 
-for command in (demo, worker, enqueue, jobs, dlq, cron, schema):
+for command in (demo, worker, workers, enqueue, jobs, dlq, cron, schema):
     root.add_command(command)
 
 

@@ -37,7 +37,9 @@ def _row(worker: WorkerInfo) -> tuple[object, ...]:
     up = worker.heartbeat_at + worker.silent_for - worker.started_at
     slots = sum(lane["concurrency"] for lane in worker.lanes)
     more = len(worker.running) - _SHOWN
-    running = [f"{job.id} {cell(job.task_identifier or '?')} {_span(job.running_for)}" for job in worker.running[:_SHOWN]]
+    running = [
+        f"{job.id} {cell(job.task_identifier or '?')} {_span(job.running_for)}" for job in worker.running[:_SHOWN]
+    ]
     if more > 0:
         running.append(f"and {more} more")
     return (

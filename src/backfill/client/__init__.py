@@ -16,6 +16,7 @@ from backfill.client.dlq_files import Imported
 from backfill.client.enqueue import Query, build_enqueue
 from backfill.client.enqueuer import Enqueuer
 from backfill.client.jobs import Cancelled, Unlocked
+from backfill.client.locks import StartupCleanup
 
 __all__ = [
     "BackfillClient",
@@ -25,6 +26,7 @@ __all__ = [
     "Imported",
     "Query",
     "Requeued",
+    "StartupCleanup",
     "Unlocked",
     "build_enqueue",
     "enqueue_bulk",

@@ -61,9 +61,19 @@ async def cleanup(
             unused = await connection.fetchval(text("unused_tasks", schema), keep)
             done[task] = await _delete_unused(connection, schema, unused, "lock_tasks", "delete_tasks")
         else:
-            unused = await connection.fetchval(text("unused_queues", schema))
-            done[task] = await _delete_unused(connection, schema, unused, "lock_queues", "delete_queues")
+            done[task] = await delete_queues(connection, schema, await unused_queues(connection, schema))
     return done
+
+
+async def unused_queues(connection: Connection, schema: str) -> list[int]:
+    """The ids of queues that nobody holds and no job belongs to."""
+    found: list[int] = await connection.fetchval(text("unused_queues", schema))
+    return found
+
+
+async def delete_queues(connection: Connection, schema: str, ids: list[int]) -> int:
+    """Delete those of the queues that nobody holds and no job belongs to; how many went."""
+    return await _delete_unused(connection, schema, ids, "lock_queues", "delete_queues")
 
 
 async def _delete_dead_jobs(connection: Connection, schema: str) -> int:

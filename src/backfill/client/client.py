@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from backfill.client import cleanup, dlq, dlq_bulk, dlq_files, dlq_requeue, dlq_scanner, jobs
-from backfill.client import inspect as look
+from backfill.client import dlq_scanner
 from backfill.client.enqueuer import Enqueuer
-from backfill.client.methods import adding, operation, streaming
+from backfill.client.operations import Operations
 from backfill.db import DEFAULT_SCHEMA, Borrowed, Pool, check_schema_name, close_pool, open_pool
 from backfill.errors import ConfigurationError
 from backfill.hooks import HookRegistry, Plugin
@@ -17,7 +16,7 @@ from backfill.schema import open_schema
 _NOT_OPEN = "the client is not open: use `async with BackfillClient(...)`, or await its open()"
 
 
-class BackfillClient:
+class BackfillClient(Operations):
     """Adds jobs, and looks at, changes and dead-letters them.
 
     Use it as an async context manager, or call ``open`` and ``close``.
@@ -114,39 +113,3 @@ class BackfillClient:
         if self._enqueuer is None:
             raise ConfigurationError(_NOT_OPEN)
         return self._enqueuer
-
-    enqueue = adding(Enqueuer.enqueue)
-    enqueue_task = adding(Enqueuer.enqueue_task)
-    enqueue_many = adding(Enqueuer.enqueue_many)
-    enqueue_stream = adding(Enqueuer.enqueue_stream)
-
-    get_job = operation(look.get_job)
-    list_jobs = operation(look.list_jobs)
-    count_jobs = operation(look.count_jobs)
-
-    remove_job = operation(jobs.remove_job)
-    complete_jobs = operation(jobs.complete_jobs)
-    cancel_jobs = operation(jobs.cancel_jobs)
-    fail_jobs = operation(jobs.fail_jobs)
-    reschedule_jobs = operation(jobs.reschedule_jobs)
-    retry_jobs = operation(jobs.retry_jobs)
-    force_unlock_workers = operation(jobs.force_unlock_workers)
-    cleanup = operation(cleanup.cleanup)
-
-    init_dlq = operation(dlq.init_dlq)
-    list_dlq_jobs = operation(dlq.list_dlq_jobs)
-    get_dlq_job = operation(dlq.get_dlq_job)
-    dlq_stats = operation(dlq.dlq_stats)
-    page_dlq_jobs = operation(dlq.page_dlq_jobs)
-    requeue_dlq_job = operation(dlq_requeue.requeue_dlq_job)
-    edit_dlq_job = operation(dlq_requeue.edit_dlq_job)
-    delete_dlq_job = operation(dlq.delete_dlq_job)
-    delete_dlq_by_job_key = operation(dlq.delete_dlq_by_job_key)
-    add_to_dlq = operation(dlq.add_to_dlq)
-    requeue_dlq_jobs = operation(dlq_bulk.requeue_dlq_jobs)
-    delete_dlq_jobs = operation(dlq_bulk.delete_dlq_jobs)
-    prune_dlq_jobs = operation(dlq_bulk.prune_dlq_jobs)
-    export_dlq_jobs = streaming(dlq_files.export_dlq_jobs)
-    import_dlq_jobs = operation(dlq_files.import_dlq_jobs)
-    start_dlq_processor = dlq_scanner.start_dlq_processor
-    process_failed_jobs = operation(dlq_scanner.process_failed_jobs)

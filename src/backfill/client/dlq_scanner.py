@@ -156,7 +156,11 @@ async def end(running: set["asyncio.Task[None]"]) -> None:
 
 
 class DeadLetterScanner:
-    """Scans for used-up jobs at an interval. One process at a time scans; the others skip their turn."""
+    """Scans for used-up jobs at an interval. One process at a time scans; the others skip their turn.
+
+    Attributes:
+        scanned: Set after the first scan of ``run``, however it ended.
+    """
 
     def __init__(
         self,
@@ -174,6 +178,7 @@ class DeadLetterScanner:
             interval: Seconds between scans.
             moved_by: For the dead letters' ``created_by``.
         """
+        self.scanned = asyncio.Event()
         self._connect = connect
         self._schema = schema
         self._interval = interval
@@ -201,6 +206,7 @@ class DeadLetterScanner:
                 await self.run_once(stop)
             except (*DRIVER_ERRORS, BackfillError) as error:
                 logger.warning("cannot scan for used-up jobs now: %s", error)
+            self.scanned.set()
             pause = max(self._interval, _SHARE * (time.monotonic() - began))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause * random.uniform(0.9, 1.1)):  # noqa: S311 - spreads a fleet, no secret

@@ -1,4 +1,3 @@
-# ruff: noqa: D417 - these docstrings are also those of BackfillClient's methods, without connection and schema
 """Looking at workers."""
 
 from datetime import timedelta

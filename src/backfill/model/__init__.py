@@ -20,6 +20,7 @@ from backfill.model.retry import RetryPolicy, graphile_delay
 from backfill.model.spec import DEFAULT_MAX_ATTEMPTS, JobKeyMode, JobSpec
 from backfill.model.task import Task, TaskHandler, TaskOptions, options_of, task
 from backfill.model.values import checked_identifier, checked_int, checked_positive, checked_text, checked_time
+from backfill.model.worker import RunningJob, WorkerInfo, WorkerState
 
 __all__ = [
     "DEFAULT_MAX_ATTEMPTS",
@@ -42,9 +43,12 @@ __all__ = [
     "Priority",
     "Queue",
     "RetryPolicy",
+    "RunningJob",
     "Task",
     "TaskHandler",
     "TaskOptions",
+    "WorkerInfo",
+    "WorkerState",
     "checked_identifier",
     "checked_int",
     "checked_notes",

@@ -204,3 +204,129 @@ select workers.id,
      left join graphile_worker._private_tasks as tasks on tasks.id = jobs.task_id
  ) as runs
  order by workers.started_at, workers.id
+
+-- name: begin_upkeep
+-- Whether nobody else does this kind of upkeep of the schema now; nobody else does until this transaction ends.
+-- takes: what text, schema_name text
+-- gives: ours bool
+select pg_try_advisory_xact_lock(hashtextextended('backfill ' || $1::text || ' of ' || $2::text, 0)) as ours
+
+-- name: release_stale_jobs
+-- Frees jobs that others than workers of ours have locked for longer than $3 seconds; looks at $2 jobs with an id above $1. Age is
+-- the only evidence there is for these. Attempts stay. orphans: locks of ours that no worker's row stands for.
+-- takes: after_id int8, page int4, seconds float8
+-- gives: last_id int8, released int8, orphans int8
+with page as materialized (
+  select jobs.id, jobs.locked_at, jobs.locked_by
+    from graphile_worker._private_jobs as jobs
+   where jobs.id > $1::int8
+   order by jobs.id
+   limit $2::int4
+),
+held as materialized (
+  select found.id
+    from page
+   cross join lateral (
+     select jobs.id
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = page.id
+        and jobs.locked_at = page.locked_at
+        and jobs.locked_by is not distinct from page.locked_by
+        for update skip locked
+   ) as found
+   where page.locked_at < now() - $3::float8 * interval '1 second'
+     and (page.locked_by is null or not starts_with(page.locked_by, 'backfill-'))
+),
+returned as (
+  update graphile_worker._private_jobs as jobs
+     set locked_at = null,
+         locked_by = null,
+         run_at = greatest(jobs.run_at, now())
+   where jobs.id = any(array(select held.id from held))
+  returning jobs.is_available and jobs.run_at <= now() as ready
+),
+note as materialized (
+  select pg_notify('jobs:insert', json_build_object('r', random(), 'count', count(*))::text)
+    from returned
+   where returned.ready
+  having count(*) > 0
+)
+select (select max(page.id) from page) as last_id,
+       (select count(*) from returned) + 0 * (select count(*) from note) as released,
+       (select count(*)
+          from page
+         where starts_with(page.locked_by, 'backfill-')
+           and not exists (select 1 from graphile_worker.backfill_workers as workers
+                            where workers.id = split_part(page.locked_by, '/', 1))) as orphans
+
+-- name: release_stale_queues
+-- Frees queues that others than workers of ours have locked for longer than $1 seconds, and of which no job is locked by the same.
+-- takes: seconds float8
+-- gives: released int8
+with stale as materialized (
+  select queues.id, queues.locked_at, queues.locked_by
+    from graphile_worker._private_job_queues as queues
+   where queues.locked_at < now() - $1::float8 * interval '1 second'
+     and (queues.locked_by is null or not starts_with(queues.locked_by, 'backfill-'))
+),
+busy as materialized (
+  select jobs.job_queue_id, jobs.locked_by
+    from graphile_worker._private_jobs as jobs
+   where exists (select 1 from stale)
+     and jobs.locked_at is not null
+     and jobs.job_queue_id = any(array(select stale.id from stale))
+),
+held as materialized (
+  select found.id
+    from stale
+   cross join lateral (
+     select queues.id
+       from graphile_worker._private_job_queues as queues
+      where queues.id = stale.id
+        and queues.locked_at = stale.locked_at
+        and queues.locked_by is not distinct from stale.locked_by
+        for update skip locked
+   ) as found
+   where not exists (select 1 from busy
+                      where busy.job_queue_id = stale.id and busy.locked_by is not distinct from stale.locked_by)
+),
+freed as (
+  update graphile_worker._private_job_queues as queues
+     set locked_at = null, locked_by = null
+   where queues.id = any(array(select held.id from held))
+  returning 1
+),
+note as materialized (
+  select pg_notify('jobs:insert', json_build_object('r', random(), 'count', count(*))::text)
+    from freed
+  having count(*) > 0
+)
+select (select count(*) from freed) + 0 * (select count(*) from note) as released
+
+-- name: heal_queues
+-- Makes rows anew for queues that jobs belong to and that are gone: somebody's clean-up deleted them while the jobs were being
+-- added. What they were called is gone too. Looks at the jobs with ids above $1 and up to $2.
+-- takes: after_id int8, last_id int8
+-- gives: healed int8
+with lost as materialized (
+  select distinct jobs.job_queue_id as id
+    from graphile_worker._private_jobs as jobs
+   where jobs.id > $1::int8
+     and jobs.id <= $2::int8
+     and jobs.job_queue_id is not null
+     and not exists (select 1 from graphile_worker._private_job_queues as queues where queues.id = jobs.job_queue_id)
+),
+made as (
+  insert into graphile_worker._private_job_queues (id, queue_name)
+  overriding system value
+  select lost.id, 'backfill:lost:' || lost.id
+    from lost
+  on conflict do nothing
+  returning 1
+),
+note as materialized (
+  select pg_notify('jobs:insert', json_build_object('r', random(), 'count', count(*))::text)
+    from made
+  having count(*) > 0
+)
+select (select count(*) from made) + 0 * (select count(*) from note) as healed

@@ -17,6 +17,12 @@ HIGHEST_PRIORITY: Final = 32767
 DEAD_LETTER_QUEUE: Final = "dead_letter"
 _MAX_CONCURRENCY: Final = 10_000
 _LONGEST_LEASE: Final = 86_400.0  # seconds
+_OPTIONAL_SPANS: Final = (
+    "dlq_processor_interval",
+    "stale_lock_cleanup_interval",
+    "stale_queue_lock_timeout",
+    "stale_job_lock_timeout",
+)
 _MOST_DIGITS: Final = 9  # of a number in the environment: milliseconds for eleven days, seconds for thirty years
 
 
@@ -96,6 +102,10 @@ class WorkerConfig:
             it looks every 2 s (or this, if longer).
         dlq_processor_interval: Time between scans for used-up jobs that other workers or crashes left; None turns the dead
             letter queue off: jobs that failed for good then stay in the queue, used up.
+        stale_lock_cleanup_interval: Time between looks for old locks of Node and Rust workers; None = it does not look.
+        stale_queue_lock_timeout: How old such a lock of a serial queue must be to be freed; None = over four hours.
+        stale_job_lock_timeout: How old such a lock of a job must be; None = over four hours. With a shorter time a job of
+            theirs that takes longer runs twice. Locks of backfill's own workers don't go by age.
         lease: How long the worker may be silent before others take its jobs over, at least 5 s. It says that it lives six times
             in that time.
         shutdown_timeout: How long a stop may take in all. The last five seconds (or half of it, if shorter) are for
@@ -113,6 +123,9 @@ class WorkerConfig:
     queue_configs: Sequence[QueueConfig] = (QueueConfig("default", 10),)
     poll_interval: timedelta = timedelta(milliseconds=200)
     dlq_processor_interval: timedelta | None = timedelta(seconds=60)
+    stale_lock_cleanup_interval: timedelta | None = timedelta(seconds=60)
+    stale_queue_lock_timeout: timedelta | None = None
+    stale_job_lock_timeout: timedelta | None = None
     lease: timedelta = timedelta(seconds=30)
     shutdown_timeout: timedelta = timedelta(seconds=30)
     log_jobs: bool = False
@@ -138,8 +151,10 @@ class WorkerConfig:
             raise ConfigurationError(
                 f"lease is {self.lease!r}: give a timedelta of {LEAST:g} to {_LONGEST_LEASE:g} seconds"
             )
-        if self.dlq_processor_interval is not None:
-            _positive("dlq_processor_interval", self.dlq_processor_interval)
+        for name in _OPTIONAL_SPANS:
+            span = getattr(self, name)
+            if span is not None:
+                _positive(name, span)
         object.__setattr__(self, "forbidden_flags", checked_forbidden(self.forbidden_flags))
 
     def _lane_queues(self) -> list[str]:
@@ -157,7 +172,8 @@ class WorkerConfig:
         Read are ``DATABASE_URL``, ``BACKFILL_LISTEN_URL``, ``GRAPHILE_WORKER_SCHEMA``, ``FAST_QUEUE_CONCURRENCY`` (10, priorities below 0),
         ``BULK_QUEUE_CONCURRENCY`` (5, priorities from 0), ``DEAD_LETTER_QUEUE_CONCURRENCY`` (2, the serial queue
         ``dead_letter``; 0 = no such lane), ``POLL_INTERVAL_MS`` (200), ``SHUTDOWN_TIMEOUT_SECS`` (30), ``BACKFILL_LEASE_SECS`` (30),
-        ``DLQ_PROCESSOR_INTERVAL_SECS`` (60; 0 = off) and ``BACKFILL_FORBIDDEN_FLAGS`` (names, with commas between). An
+        ``DLQ_PROCESSOR_INTERVAL_SECS`` (60; 0 = off), ``BACKFILL_STALE_LOCK_CLEANUP_INTERVAL_SECS`` (60; 0 = off),
+        ``BACKFILL_STALE_QUEUE_LOCK_TIMEOUT_SECS`` and ``BACKFILL_STALE_JOB_LOCK_TIMEOUT_SECS`` (0 = over four hours) and ``BACKFILL_FORBIDDEN_FLAGS`` (names, with commas between). An
         unset or empty variable means its default.
 
         Args:
@@ -175,11 +191,10 @@ class WorkerConfig:
             "poll_interval": timedelta(milliseconds=env.number("POLL_INTERVAL_MS", 200, least=1)),
             "lease": timedelta(seconds=env.number("BACKFILL_LEASE_SECS", 30, least=int(LEAST))),
             "shutdown_timeout": timedelta(seconds=env.number("SHUTDOWN_TIMEOUT_SECS", 30, least=1)),
-            "dlq_processor_interval": (
-                timedelta(seconds=seconds)
-                if (seconds := env.number("DLQ_PROCESSOR_INTERVAL_SECS", 60, least=0))
-                else None
-            ),
+            "dlq_processor_interval": env.seconds("DLQ_PROCESSOR_INTERVAL_SECS", 60),
+            "stale_lock_cleanup_interval": env.seconds("BACKFILL_STALE_LOCK_CLEANUP_INTERVAL_SECS", 60),
+            "stale_queue_lock_timeout": env.seconds("BACKFILL_STALE_QUEUE_LOCK_TIMEOUT_SECS", 0),
+            "stale_job_lock_timeout": env.seconds("BACKFILL_STALE_JOB_LOCK_TIMEOUT_SECS", 0),
             "forbidden_flags": env.names("BACKFILL_FORBIDDEN_FLAGS"),
         }
         if "queue_configs" not in overrides:
@@ -201,6 +216,18 @@ class WorkerConfig:
     def with_dlq_processor_interval(self, interval: timedelta | None) -> Self:
         """The same with another interval of the scan for used-up jobs; None turns the dead letter queue off."""
         return dataclasses.replace(self, dlq_processor_interval=interval)
+
+    def with_stale_lock_cleanup_interval(self, interval: timedelta | None) -> Self:
+        """The same with another interval of the looks for old locks of Node and Rust workers; None turns them off."""
+        return dataclasses.replace(self, stale_lock_cleanup_interval=interval)
+
+    def with_stale_queue_lock_timeout(self, timeout: timedelta | None) -> Self:
+        """The same with another age of stale locks of serial queues."""
+        return dataclasses.replace(self, stale_queue_lock_timeout=timeout)
+
+    def with_stale_job_lock_timeout(self, timeout: timedelta | None) -> Self:
+        """The same with another age of stale locks of jobs."""
+        return dataclasses.replace(self, stale_job_lock_timeout=timeout)
 
     def with_lease(self, lease: timedelta) -> Self:
         """The same with another lease."""
@@ -230,6 +257,10 @@ class _Environment:
                 f"{name}={value!r:.50} is not a whole number of at least {least} and at most {_MOST_DIGITS} digits"
             )
         return int(value)
+
+    def seconds(self, name: str, default: int) -> timedelta | None:
+        number = self.number(name, default, least=0)
+        return timedelta(seconds=number) if number else None
 
     def names(self, name: str) -> list[str] | None:
         found = [part.strip() for part in self._environ.get(name, "").split(",")]

@@ -36,7 +36,7 @@ from backfill.errors import BackfillError
 from backfill.sql import text
 from backfill.worker.lease import Lease, boot_time
 from backfill.worker.program import kill_programs
-from backfill.worker.vitals import Jobs, Late, Listeners
+from backfill.worker.vitals import Late, Listeners, Vitals
 
 if TYPE_CHECKING:
     from backfill.worker.claimed import Claimed
@@ -69,7 +69,7 @@ class Heartbeat:
         *,
         lease: Lease,
         row: tuple[Any, ...],
-        jobs: Jobs,
+        vitals: Vitals,
         listeners: Listeners,
     ) -> None:
         """Prepare it.
@@ -79,7 +79,7 @@ class Heartbeat:
             schema: The schema.
             lease: Renewed here.
             row: What the worker's row is to say, from ``worker_row``.
-            jobs: Asked from the thread.
+            vitals: Asked from the thread.
             listeners: Whom to tell.
         """
         self.beats = 0
@@ -89,7 +89,7 @@ class Heartbeat:
         self._id: str = row[0]
         self._lease = lease
         self._row = row
-        self._jobs = jobs
+        self._vitals = vitals
         self._listeners = listeners
         self._interval = lease.seconds / 6
         self._patience = lease.seconds / 3
@@ -200,7 +200,7 @@ class Heartbeat:
     async def _beat(self, connection: Session, sent_at: float) -> None:
         """Say that we live; register first if the row is not there or says otherwise."""
         if self._registered:
-            sample = self._jobs.sample()
+            sample = self._vitals.sample()
             row = await connection.fetchrow(
                 text("beat", self._schema), self._id, self._state, sample.running, sample.ages, sample.loop_lag
             )
@@ -244,7 +244,7 @@ class Heartbeat:
 
     async def _refresh(self, connection: Session) -> None:
         old = time.monotonic() - _REFRESH / 2
-        jobs = [job for job in self._jobs.held() if job.claimed_at < old]
+        jobs = [job for job in self._vitals.held() if job.claimed_at < old]
         for start in range(0, len(jobs), _REFRESH_PAGE):
             page = jobs[start : start + _REFRESH_PAGE]
             queued = [job for job in page if job.queue_id is not None]
@@ -296,7 +296,7 @@ class Heartbeat:
                 self._lapse("no heartbeat was acknowledged in time")
             if self._exit_at is not None and boot_time() >= self._exit_at:
                 self._part_with(
-                    [job for job in self._jobs.running() if not job.fence.stands()],
+                    [job for job in self._vitals.running() if not job.fence.stands()],
                 )
 
     def _lapse(self, why: str) -> None:

@@ -172,6 +172,7 @@ class Sweeper:
         self._on_swept = on_swept
         self._since: dict[_Pair, float] = {}
         self._at: dict[_Pair, float] = {}
+        self._orphans = False
         self._changed = asyncio.Event()
 
     def observe(self, late: Sequence[Late], now: float, steady: bool) -> None:
@@ -192,11 +193,17 @@ class Sweeper:
         if self._at:
             self._changed.set()
 
+    def sweep_orphans(self) -> None:
+        """Sweep soon, though no worker is late: there are locks of ours whose worker has no row."""
+        self._orphans = True
+        self._changed.set()
+
     async def run(self) -> None:
         """Sweep when it is time; until cancelled."""
         while True:
             spread = random.uniform(0.01, _SPREAD)  # noqa: S311 - no secret
             wait = max(0.0, min(self._at.values()) - boot_time()) + spread if self._at else None
+            wait = spread if self._orphans else wait
             try:
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
@@ -208,8 +215,9 @@ class Sweeper:
         """Sweep the workers whose time has come; None when there are none, or the database failed."""
         now = boot_time()
         ripe = [pair for pair, at in self._at.items() if at <= now]
-        if not ripe:
+        if not ripe and not self._orphans:
             return None
+        self._orphans = False
         for pair in ripe:  # what is left shows itself again with the next beat
             del self._at[pair]
         try:

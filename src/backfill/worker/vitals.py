@@ -1,12 +1,13 @@
-"""What the heartbeat tells of a worker, what it asks it, and what it tells it."""
+"""What a worker's heartbeat tells, and whom it tells what."""
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -14,6 +15,7 @@ from backfill.worker.config import QueueConfig
 
 if TYPE_CHECKING:
     from backfill.worker.claimed import Claimed
+    from backfill.worker.slot import Slot
 
 
 class Late(NamedTuple):
@@ -68,20 +70,40 @@ class Listeners:
     on_late: Callable[[Sequence[Late], float, bool], None]
 
 
-class Jobs(Protocol):
-    """What the heartbeat's thread asks the worker."""
+class Vitals:
+    """What a worker's beats tell, read from the heartbeat's thread while its loop goes on, or does not."""
+
+    def __init__(self, slots: Sequence["Slot"], held: Mapping[int, "Claimed"], pulse: float) -> None:
+        """Prepare it.
+
+        Args:
+            slots: The worker's.
+            held: Every claimed job that is not released, by id; read as it is.
+            pulse: Seconds between calls of ``beat_of_loop``.
+        """
+        self._slots = slots
+        self._held = held
+        self._pulse = pulse
+        self._pulse_at = time.monotonic()
+
+    def beat_of_loop(self, now: float) -> None:
+        """Note that the worker's loop goes round: every ``pulse`` seconds, unless something holds it up."""
+        self._pulse_at = now
 
     def sample(self) -> Sample:
-        """What a beat tells."""
-        ...
+        """What runs, for how long, and by how much the loop is behind."""
+        now = time.monotonic()
+        running = [(job.id, now - slot.started_at) for slot in self._slots if (job := slot.current) is not None]
+        lag = max(0.0, now - self._pulse_at - self._pulse)
+        return Sample([job for job, _ in running], [age for _, age in running], lag)
 
-    def held(self) -> Sequence["Claimed"]:
-        """All claimed jobs."""
-        ...
+    def held(self) -> "Sequence[Claimed]":
+        """Every claimed job that is not released."""
+        return list(self._held.values())
 
-    def running(self) -> Sequence["Claimed"]:
-        """Those of them that run."""
-        ...
+    def running(self) -> "Sequence[Claimed]":
+        """Those that run."""
+        return [job for slot in self._slots if (job := slot.current) is not None]
 
 
 def worker_row(worker_id: str, lanes: Sequence[QueueConfig], tasks: Sequence[str]) -> tuple[Any, ...]:

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Final
 
 from backfill.client import BackfillClient
-from backfill.client.dlq_scanner import DeadLetterScanner
 from backfill.cron import CronItem, CronScheduler
 from backfill.db import (
     CLAIM,
@@ -52,7 +51,8 @@ from backfill.worker.shutdown import Shutdown
 from backfill.worker.slot import Slot
 from backfill.worker.sweep import Sweeper, Swept
 from backfill.worker.teller import Teller
-from backfill.worker.vitals import Listeners, Sample, worker_row
+from backfill.worker.upkeep import Upkeep
+from backfill.worker.vitals import Listeners, Vitals, worker_row
 
 logger = logging.getLogger(__name__)
 
@@ -166,12 +166,14 @@ class Worker:
             moved_by=self.id,
             bury=config.dlq_processor_interval is not None,
         )
+        self.upkeep = Upkeep(self._maintain, config, worker_id=self.id, on_orphans=self.sweeper.sweep_orphans)
+        self.vitals = Vitals(self.slots, self.releaser.held, STALE_SECONDS)
         self.heartbeat = Heartbeat(
             partial(self._connect, Limit("heartbeat", self.lease.seconds / 3)),
             config.schema,
             lease=self.lease,
             row=worker_row(self.id, config.queue_configs, [handler.identifier for handler in handlers]),
-            jobs=self,
+            vitals=self.vitals,
             listeners=Listeners(
                 self._processes.extend,
                 self._on_lapse,
@@ -180,7 +182,6 @@ class Worker:
                 self.sweeper.observe,
             ),
         )
-        self._pulse_at = time.monotonic()
         self._shutdown = Shutdown(self)
 
     # -- running --------------------------------------------------------------------------------
@@ -210,10 +211,7 @@ class Worker:
         await self.teller.started(self._client.pool)
         await self.listener.start()
         self._begin()
-        if self.config.dlq_processor_interval is not None:
-            interval = self.config.dlq_processor_interval.total_seconds()
-            scanner = DeadLetterScanner(self._maintain, self.config.schema, interval, moved_by=self.id)
-            self.loops.append(asyncio.create_task(scanner.run(), name="dead letters"))
+        self.loops.append(asyncio.create_task(self.upkeep.run(), name="upkeep"))
         if self.cron is not None:
             self.loops.append(asyncio.create_task(self.cron.run(), name="cron"))
         self.loops.append(asyncio.create_task(self._migrations.run(), name="migrations"))
@@ -344,23 +342,6 @@ class Worker:
         await self.heartbeat.stop(remove=not self.releaser.held and not self.claimer.in_doubt)
         logger.info("worker %s stopped after %d runs", self.id, self.releaser.ran)
 
-    # -- for the heartbeat, in its thread ----------------------------------------------------------
-
-    def sample(self) -> Sample:
-        """What runs, for how long, and by how much the loop is behind."""
-        now = time.monotonic()
-        running = [(slot.current.id, now - slot.started_at) for slot in self.slots if slot.current is not None]
-        lag = max(0.0, now - self._pulse_at - STALE_SECONDS)
-        return Sample([job for job, _ in running], [age for _, age in running], lag)
-
-    def held(self) -> Sequence[Claimed]:
-        """Every claimed job that is not released."""
-        return list(self.releaser.held.values())
-
-    def running(self) -> Sequence[Claimed]:
-        """Those that run."""
-        return [job for slot in self.slots if (job := slot.current) is not None]
-
     # -- what the parts tell each other -----------------------------------------------------------
 
     def _on_notify(self, channel: str, payload: str) -> None:
@@ -436,7 +417,8 @@ class Worker:
         compared_at = time.monotonic()
         while True:
             await asyncio.sleep(STALE_SECONDS)
-            now = self._pulse_at = time.monotonic()
+            now = time.monotonic()
+            self.vitals.beat_of_loop(now)
             for lane in self.lanes:
                 for job in lane.take_stale(now):
                     self.releaser.settle(job, HandBack())
