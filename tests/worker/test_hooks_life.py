@@ -122,6 +122,29 @@ async def test_everything_is_released_and_told_before_worker_shutdown(run_worker
     assert states == [((0, 0), 0, ["job_complete"])]
 
 
+@pytest.mark.parametrize("cancel", [False, True], ids=["stop", "cancellation"])
+async def test_hooks_of_the_start_that_hang_hold_up_no_stop(
+    cancel: bool, run_worker: "RunWorker", hangs: Hangs, sql: "Sql"
+) -> None:
+    waiting = asyncio.Event()
+
+    async def wait(_: Any) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    async with run_worker(hangs.task, ready=False) as running:
+        seen = Seen(running.runner.on("worker_start", wait), "worker_start", "worker_shutdown")
+        await waiting.wait()
+        if cancel:
+            running.task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running.task
+        else:
+            await running.end()
+    assert seen.names == ["worker_start", "worker_shutdown"]
+    assert await sql.value("select count(*) from graphile_worker.backfill_workers") == 0
+
+
 async def test_an_error_is_told_as_the_reason(
     run_worker: "RunWorker", hangs: Hangs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ class Teller:
         self.hooks = hooks
         self._worker_id = worker_id
         self._on_room = on_room
+        self._has_started = False
         self._has_stopped = False
         self._events: list[Observation] = []
         self._news = asyncio.Event()
@@ -130,17 +131,18 @@ class Teller:
 
     async def started(self, pool: Pool) -> None:
         """Tell that the worker is about to claim, and wait for the hooks."""
+        self._has_started = True
         await self.hooks.observe(WorkerStart(pool=pool, worker_id=self._worker_id))
 
     async def stopped(self, pool: Pool, reason: ShutdownReason, until: float) -> None:
-        """Tell that the worker has stopped, if that was not told before.
+        """Tell that the worker has stopped, if it was told that it starts, and that was not told before.
 
         Args:
             pool: Connections.
             reason: Why it stopped.
             until: The monotonic time until which hooks may take; they have half a second in any case.
         """
-        if self._has_stopped:
+        if self._has_stopped or not self._has_started:
             return
         self._has_stopped = True
         event = WorkerShutdown(pool=pool, worker_id=self._worker_id, reason=reason)

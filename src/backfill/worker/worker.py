@@ -206,9 +206,8 @@ class Worker:
         """
         self._warn_of_gaps()
         self.heartbeat.may_exit = abandon
-        if not await self._registered(stop):
+        if not await self._entered(stop):
             return 0
-        await self.teller.started(self._client.pool)
         await self.listener.start()
         self._begin()
         self.loops.append(asyncio.create_task(self.upkeep.run(), name="upkeep"))
@@ -246,8 +245,7 @@ class Worker:
             How many runs ended, failures included.
         """
         self.heartbeat.may_exit = abandon
-        await self._registered()
-        await self.teller.started(self._client.pool)
+        await self._entered()
         self._begin()
         try:
             await asyncio.wait([*self.loops, *self.slot_tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -263,9 +261,9 @@ class Worker:
             raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
         return self.releaser.ran
 
-    async def _registered(self, stop: asyncio.Event | None = None) -> bool:
-        """Wait until the worker has its row; False when ``stop`` came first."""
-        starting = asyncio.create_task(self.heartbeat.start(), name="register")
+    async def _entered(self, stop: asyncio.Event | None = None) -> bool:
+        """Wait until the worker has its row and hooks have been told of its start; False when ``stop`` came first."""
+        starting = asyncio.create_task(self._enter(), name="register")
         waiting = asyncio.create_task((stop or asyncio.Event()).wait())
         try:
             await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -273,13 +271,23 @@ class Worker:
                 await starting
                 return True
         except BaseException:
-            await self.heartbeat.stop(remove=True)
+            await self._leave(starting)
             raise
         finally:
             waiting.cancel()
-        starting.cancel()
-        await self.heartbeat.stop(remove=True)
+        await self._leave(starting)
         return False
+
+    async def _enter(self) -> None:
+        await self.heartbeat.start()
+        await self.teller.started(self._client.pool)
+
+    async def _leave(self, starting: asyncio.Task[None]) -> None:
+        """Take back a start that was not to be."""
+        starting.cancel()
+        await asyncio.wait([starting])
+        await self.teller.stopped(self._client.pool, self.reason, time.monotonic())
+        await self.heartbeat.stop(remove=True)
 
     def _begin(self) -> None:
         """Start the slots and the loops that every worker has."""
