@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from backfill.db.errors import DRIVER_ERRORS, is_connection_error
+from backfill.db.errors import DRIVER_ERRORS, is_connection_error, remedy
 from backfill.db.hosts import Host, asks_for_kind, hosts_of, target
 from backfill.db.limits import CHECK_INTERVAL, CONNECT, CONNECT_EACH, TCP, Limit
 from backfill.db.session import Session
@@ -117,7 +117,9 @@ class Way:
                 self._first = number
                 return connection
         said = "; ".join(f"{host}: {_said(error)}" for host, error in failures)
-        raise DatabaseError(f"cannot connect to {target(self._url)}: {said}") from failures[-1][1]
+        advice = remedy(failures[-1][1], connecting=True)
+        message = f"cannot connect to {target(self._url)}: {said}" + (f" ({advice})" if advice else "")
+        raise DatabaseError(message) from failures[-1][1]
 
     async def _to(self, host: Host | None, limit: Limit, settings: Mapping[str, str], patience: float) -> Session:
         where: dict[str, Any] = {} if host is None else {"host": host.name, "port": host.port}
