@@ -91,9 +91,9 @@ class Ours:
     database: "Database"
 
     @contextlib.asynccontextmanager
-    async def running(self, *tasks: Task[Any], **settings: Any) -> AsyncIterator[WorkerRunner]:
+    async def running(self, *tasks: Task[Any], crontab: str = "", **settings: Any) -> AsyncIterator[WorkerRunner]:
         """A worker in the background that listens and has looked at what there is."""
-        async with await self._build(tasks, settings) as runner:
+        async with await self._build(tasks, settings, crontab) as runner:
             stop = asyncio.Event()
             background = runner.spawn_background(stop)
             try:
@@ -114,7 +114,7 @@ class Ours:
         async with await self._build(tasks, settings) as runner:
             return await runner.process_available_jobs()
 
-    async def _build(self, tasks: tuple[Task[Any], ...], settings: dict[str, Any]) -> WorkerRunner:
+    async def _build(self, tasks: tuple[Task[Any], ...], settings: dict[str, Any], crontab: str = "") -> WorkerRunner:
         config = WorkerConfig(
             **{
                 "database_url": self.database.dsn,
@@ -128,6 +128,8 @@ class Ours:
         builder = WorkerRunner.builder(config)
         for defined in tasks:
             builder.define_job(defined)
+        if crontab:
+            builder.add_crontab(crontab)
         return await builder.build()
 
 
