@@ -13,7 +13,7 @@ from backfill.worker import QueueConfig
 from backfill.worker.forbidden import ForbiddenFlagsError, flags_now
 
 if TYPE_CHECKING:
-    from tests.worker.conftest import MakeRunner, RunWorker, Sql, Until
+    from tests.worker.conftest import Claims, MakeRunner, RunWorker, Sql, Until
 
     from backfill.client import BackfillClient
 
@@ -99,6 +99,25 @@ async def test_jobs_that_are_left_hold_up_nobody_however_many_are_in_front(
     assert await runner.process_available_jobs() == 2
     assert sorted(noting.ran) == ["free", "queued"]
     assert await sql.count("attempts = 0") == 2000
+
+
+async def test_of_a_queues_jobs_of_one_time_the_first_that_is_allowed_runs(
+    sql: "Sql", make_runner: "MakeRunner", noting: Noting
+) -> None:
+    slow = """case when n < 3 then '{"slow": true}'::jsonb end"""
+    await sql.add_many(4, flags=slow, queue="'q'", run_at="timestamptz '2020-01-01 00:00+00'")
+    runner = await make_runner(noting.task, forbidden_flags=["slow"])
+    assert await runner.process_available_jobs() == 2
+    assert noting.ran == [{"n": 3}, {"n": 4}]
+
+
+async def test_a_queue_of_which_nothing_is_allowed_is_none_to_look_behind(sql: "Sql", claims: "Claims") -> None:
+    await sql.add("task", 1, queue_name="q", flags=["slow"])
+    await sql.add("task", 2, queue_name="r", flags=["other"])
+    tasks = await claims.task_ids(["task"])
+    found = await claims.sql.named("free_queues_without_flags", tasks, [], [], 10, ["slow"])
+    names = await sql.rows("select id from graphile_worker._private_job_queues where queue_name = 'r'")
+    assert [row["queue_id"] for row in found] == [row["id"] for row in names]
 
 
 async def test_the_lane_of_a_queue_passes_by_them_too(sql: "Sql", make_runner: "MakeRunner", noting: Noting) -> None:
