@@ -178,6 +178,27 @@ select
 -- gives: told int8
 select count(pg_notify('backfill:cancel', '')) as told
 
+-- name: jobs_of_dead
+-- The jobs that release_dead would release, for hooks that are asked about them; they stay as they are until the transaction's end.
+-- takes: worker_ids text[]
+-- gives: id int8, task_identifier text, queue_name text, payload text, priority int2, run_at timestamptz, attempts int2
+-- gives: max_attempts int2, last_error text, created_at timestamptz, updated_at timestamptz, key text
+-- gives: locked_at timestamptz, locked_by text, revision int4, flags text
+with jobs as materialized (
+  select jobs.*
+    from graphile_worker._private_jobs as jobs
+   where starts_with(jobs.locked_by, 'backfill-')
+     and (split_part(jobs.locked_by, '/', 1) = any($1::text[])
+          or not exists (select 1 from graphile_worker.backfill_workers as workers
+                          where workers.id = split_part(jobs.locked_by, '/', 1)))
+     for update skip locked
+)
+select
+-- include: job_columns
+  from jobs
+-- include: names_of_jobs
+ order by jobs.id
+
 -- name: reschedule_jobs
 -- Changes when, how urgently and how often jobs that nobody runs are to run; what is null stays. Those that are due by
 -- now start now.

@@ -556,10 +556,10 @@ select null, queues.id
 -- first time they run again at once, later after a while. A worker runs no more than one suspect at a time, so one that was
 -- the only one in a dead worker's hands, that time and $5 times in all since its first, is `quarantined`: with $3 it goes to
 -- the dead letter queue, else it stays, used up. Superseded jobs (no key, no attempts left, changed since the claim) keep their
--- attempts, and so are used up.
+-- attempts, and so are used up. Those of $6 are left as they are, with their queues: hooks have said so.
 --
 -- What is given: a row for each job that was found. No verdict: somebody has its row locked, and it is left for the next time.
--- takes: worker_ids text[], started int8[], bury bool, moved_by text, most_crashes int4
+-- takes: worker_ids text[], started int8[], bury bool, moved_by text, most_crashes int4, left_alone int8[]
 -- gives: worker_id text, job_id int8, verdict text, crashes int4, delay_seconds float8, dlq_id int8
 with found as materialized (
   select locked.id, locked.token, locked.worker_id, locked.crashes,
@@ -586,6 +586,7 @@ held as materialized (
        from graphile_worker._private_jobs as jobs
       where jobs.id = found.id
         and jobs.locked_by = found.token
+        and jobs.id <> all($6::int8[])
         for update skip locked
    ) as job
 ),
@@ -646,6 +647,10 @@ found_queue as materialized (
   select queues.id, queues.locked_by as token
     from graphile_worker._private_job_queues as queues
    where starts_with(queues.locked_by, 'backfill-')
+     and queues.id <> all(array(select jobs.job_queue_id
+                                  from graphile_worker._private_jobs as jobs
+                                 where jobs.id = any($6::int8[])
+                                   and jobs.job_queue_id is not null))
      and (split_part(queues.locked_by, '/', 1) = any($1::text[])
           or not exists (select 1 from graphile_worker.backfill_workers as workers
                           where workers.id = split_part(queues.locked_by, '/', 1)))
@@ -674,3 +679,18 @@ select found.worker_id, found.id as job_id,
   from found
   left join judged on judged.id = found.id
   left join moved on moved.job_id = found.id
+
+-- name: recover_otherwise
+-- Has jobs that this transaction has released run at the times ($2), or so many seconds later ($3), and with the attempts ($4)
+-- that hooks have said.
+-- takes: job_ids int8[], run_ats timestamptz[], delays float8[], attempts int2[]
+-- gives: changed int8
+with changed as (
+  update graphile_worker._private_jobs as jobs
+     set run_at = coalesce(given.run_at, greatest(now(), jobs.run_at) + given.delay * interval '1 second'),
+         attempts = given.attempts
+    from unnest($1::int8[], $2::timestamptz[], $3::float8[], $4::int2[]) as given(id, run_at, delay, attempts)
+   where jobs.id = given.id
+  returning 1
+)
+select count(*) as changed from changed

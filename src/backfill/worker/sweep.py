@@ -26,8 +26,10 @@ import asyncpg
 
 from backfill.db import DRIVER_ERRORS, Connection, Session, is_connection_error
 from backfill.errors import BackfillError
+from backfill.hooks import HookRegistry, Observation
 from backfill.sql import text
 from backfill.worker.lease import boot_time
+from backfill.worker.recovery import Recovery
 from backfill.worker.vitals import Late
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Swept:
         left: Jobs whose rows somebody else has locked.
         by_worker: How many jobs each dead worker held.
         jobs: A row for each job that was found: worker_id, job_id, verdict, crashes, delay_seconds, dlq_id.
+        events: What hooks are to be told.
     """
 
     workers: list[str] = field(default_factory=list)
@@ -59,9 +62,18 @@ class Swept:
     left: int = 0
     by_worker: Counter[str] = field(default_factory=Counter)
     jobs: Sequence[asyncpg.Record] = ()
+    events: Sequence[Observation] = ()
 
 
-async def sweep(connection: Connection, schema: str, seen: Sequence[_Pair], *, bury: bool, moved_by: str) -> Swept:
+async def sweep(
+    connection: Connection,
+    schema: str,
+    seen: Sequence[_Pair],
+    *,
+    bury: bool,
+    moved_by: str,
+    recovery: Recovery | None = None,
+) -> Swept:
     """Take over what workers hold whose lease has ended, and what is held in the name of workers that have no row.
 
     Args:
@@ -70,17 +82,19 @@ async def sweep(connection: Connection, schema: str, seen: Sequence[_Pair], *, b
         seen: Workers and the beats that were seen last; one that has moved since is left alone.
         bury: Whether jobs that killed too many workers go to the dead letter queue.
         moved_by: For the dead letters' ``created_by``.
+        recovery: The hooks, if there may be any.
 
     Raises:
         one of DRIVER_ERRORS: The database failed; nothing was changed.
     """
+    recovery = recovery or Recovery(HookRegistry(), moved_by)
     ids, heartbeats = [worker for worker, _ in seen], [beat for _, beat in seen]
     try:
         await connection.fetchval(text("end_connections_of_dead", schema), ids, heartbeats)
     except asyncpg.InsufficientPrivilegeError as error:  # a superuser's: then they end by the server's own limits
         logger.warning("cannot end the connections of dead workers: %s", error)
     try:
-        return await _sweep(connection, schema, ids, heartbeats, bury=bury, moved_by=moved_by)
+        return await _sweep(connection, schema, ids, heartbeats, recovery, bury=bury, moved_by=moved_by)
     except _RefusedError:
         reason = "a trigger kept it from being stored"
     except asyncpg.PostgresError as error:
@@ -90,7 +104,7 @@ async def sweep(connection: Connection, schema: str, seen: Sequence[_Pair], *, b
     logger.error(
         "the dead letter queue refuses a job that killed its workers, which stays in the queue, used up: %s", reason
     )
-    return await _sweep(connection, schema, ids, heartbeats, bury=False, moved_by=moved_by)
+    return await _sweep(connection, schema, ids, heartbeats, recovery, bury=False, moved_by=moved_by)
 
 
 class _RefusedError(Exception):
@@ -98,14 +112,24 @@ class _RefusedError(Exception):
 
 
 async def _sweep(
-    connection: Connection, schema: str, ids: Sequence[str], heartbeats: Sequence[Any], *, bury: bool, moved_by: str
+    connection: Connection,
+    schema: str,
+    ids: Sequence[str],
+    heartbeats: Sequence[Any],
+    recovery: Recovery,
+    *,
+    bury: bool,
+    moved_by: str,
 ) -> Swept:
     async with connection.transaction(isolation="read_committed"):
         await connection.fetchval(text("bound_transaction", schema), _FREEZE)
         dead = await connection.fetch(text("mark_dead", schema), ids, heartbeats)
         names = [row["id"] for row in dead]
         started = [job for row in dead for job in row["running"]]
-        jobs = await connection.fetch(text("release_dead", schema), names, started, bury, moved_by, MOST_CRASHES)
+        left = await recovery.ask(connection, schema, names)
+        args = names, started, bury, moved_by, MOST_CRASHES, left
+        jobs = await connection.fetch(text("release_dead", schema), *args)
+        await recovery.heed(connection, schema, jobs)
         await connection.fetchval(text("settle_cancellations", schema), moved_by, bury)
         verdicts = Counter(row["verdict"] for row in jobs)
         if verdicts["refused"]:
@@ -122,6 +146,7 @@ async def _sweep(
         by_worker=Counter(row["worker_id"] for row in jobs),
         jobs=jobs,
     )
+    swept.events = recovery.events(dict.fromkeys([*swept.workers, *swept.by_worker]), jobs)
     _report(swept)
     return swept
 
@@ -153,6 +178,7 @@ class Sweeper:
         *,
         moved_by: str,
         bury: bool,
+        recovery: Recovery | None = None,
         on_swept: Callable[[Swept], None] | None = None,
     ) -> None:
         """Prepare it; ``run`` is its life.
@@ -162,6 +188,7 @@ class Sweeper:
             schema: The schema.
             moved_by: For the dead letters' ``created_by``.
             bury: Whether jobs that killed too many workers go to the dead letter queue.
+            recovery: The hooks, if there may be any.
             on_swept: Called after each sweep that found something.
         """
         self.sweeps = 0
@@ -169,6 +196,7 @@ class Sweeper:
         self._schema = schema
         self._moved_by = moved_by
         self._bury = bury
+        self._recovery = recovery
         self._on_swept = on_swept
         self._since: dict[_Pair, float] = {}
         self._at: dict[_Pair, float] = {}
@@ -222,7 +250,14 @@ class Sweeper:
             del self._at[pair]
         try:
             async with self._upkeep() as connection:
-                swept = await sweep(connection, self._schema, ripe, bury=self._bury, moved_by=self._moved_by)
+                swept = await sweep(
+                    connection,
+                    self._schema,
+                    ripe,
+                    bury=self._bury,
+                    moved_by=self._moved_by,
+                    recovery=self._recovery,
+                )
         except (*DRIVER_ERRORS, BackfillError) as error:
             logger.warning("cannot sweep dead workers now: %s", str(error) or type(error).__name__)
             return None

@@ -46,6 +46,7 @@ from backfill.worker.maintenance import notified_count
 from backfill.worker.migrations import MIGRATE, MigrationWatch
 from backfill.worker.processes import Processes
 from backfill.worker.reconcile import reconcile
+from backfill.worker.recovery import Recovery
 from backfill.worker.release import Releaser
 from backfill.worker.shutdown import Shutdown
 from backfill.worker.slot import Slot
@@ -157,6 +158,7 @@ class Worker:
             config.schema,
             moved_by=self.id,
             bury=config.dlq_processor_interval is not None,
+            recovery=Recovery(client.hooks, self.id),
             on_swept=self._on_swept,
         )
         self.canceller = Canceller(
@@ -389,7 +391,8 @@ class Worker:
             self.claimer.compare()
         self.claimer.look_and_ask()
 
-    def _on_swept(self, _swept: Swept) -> None:
+    def _on_swept(self, swept: Swept) -> None:
+        self.teller.tell(swept.events)
         self.claimer.look_and_ask()
 
     def _on_stale(self) -> None:
