@@ -72,7 +72,8 @@ class Way:
     async def _find_out(self, connection: Session) -> None:
         """See whether a pooler is in between."""
         try:
-            process = await connection.fetchval(text("backend", ""))
+            # Without a name: a pooler would keep a named statement in a session that others get.
+            process = await (await connection.prepare(text("backend", ""), name="")).fetchval()
         except BaseException:
             connection.terminate()
             raise
