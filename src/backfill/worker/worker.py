@@ -387,9 +387,9 @@ class Worker:
                 slot.cancel("lost")
 
     def _on_renewed(self) -> None:
-        if self.claimer.claims:
+        if self.claimer.claims:  # else it is the first lease
             self.claimer.compare()
-        self.claimer.look_and_ask()
+            self.claimer.look_and_ask()
 
     def _on_swept(self, swept: Swept) -> None:
         self.teller.tell(swept.events)
