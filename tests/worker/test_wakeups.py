@@ -177,6 +177,7 @@ async def test_an_urgent_job_overtakes_bulk_work(sql: "Sql", run_worker: "RunWor
 async def test_what_was_claimed_ahead_goes_back_when_a_handler_takes_unexpectedly_long(
     sql: "Sql", run_worker: "RunWorker", until: "Until", ahead: "Ahead"
 ) -> None:
+    """R-55: what a local queue's ttl is for."""
     await sql.add_many(4_000)
     async with run_worker(ahead.task, queue_configs=[QueueConfig("only", 1)], ready=False) as running:
         ahead.lanes += running.worker.lanes
