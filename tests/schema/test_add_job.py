@@ -356,6 +356,50 @@ async def test_longest_names_and_extreme_numbers_are_taken(sql: "Sql") -> None:
     assert (job["max_attempts"], job["priority"], len(job["key"])) == (32767, -32768, 512)
 
 
+@pytest.mark.parametrize("table", ["_private_tasks", "_private_job_queues"])
+@pytest.mark.parametrize(
+    "given", [{}, {"job_key": "k"}, {"job_key": "k", "job_key_mode": "unsafe_dedupe"}], ids=["plain", "keyed", "dedupe"]
+)
+async def test_a_name_that_is_collected_at_that_moment_is_no_silent_loss(
+    sql: "Sql", table: str, given: dict[str, Any]
+) -> None:
+    await sql.run(
+        f"create function public.collect() returns trigger language plpgsql as $$ begin"
+        f" delete from graphile_worker.{table} where id = new.id; return null; end $$"
+    )
+    await sql.run(
+        f"create trigger collect after insert on graphile_worker.{table} for each row execute function collect()"
+    )
+    with pytest.raises(asyncpg.SerializationError, match="please try again"):
+        await sql.add("task", queue_name="q", **given)
+    assert await sql.value("select count(*) from graphile_worker._private_jobs") == 0
+
+
+async def test_plans_made_on_an_empty_table_never_read_all_of_a_full_one(sql: "Sql") -> None:
+    await sql.run("vacuum analyze graphile_worker._private_jobs")
+
+    async def add_each_way() -> None:
+        await sql.add(job_key="k")
+        await sql.add(job_key="u", job_key_mode="unsafe_dedupe")
+        await sql.add()
+        await sql.add_many(
+            {"identifier": "t", "job_key": "a"}, {"identifier": "t"}, {"identifier": "t", "job_key": "b"}
+        )
+        await sql.add_many({"identifier": "t"}, {"identifier": "t"})
+
+    async with sql.connection.transaction():
+        for _ in range(8):  # PostgreSQL keeps a plan from the sixth time on
+            await add_each_way()
+    await sql.run(
+        "insert into graphile_worker._private_jobs (task_id) select 1 from generate_series(1, 5000)",
+    )
+    async with sql.connection.transaction():
+        scans = "select seq_scan from pg_stat_xact_user_tables where relname = '_private_jobs'"
+        before = await sql.value(scans)
+        await add_each_way()
+        assert await sql.value(scans) == before
+
+
 async def test_many_keys_take_no_advisory_lock(sql: "Sql") -> None:
     """The Rust port takes one for each key: with the server's default settings, 20,000 are too many."""
     async with sql.connection.transaction():

@@ -6,8 +6,10 @@
 -- So after it all the rows are ours, and two calls with the same keys cannot wait for each other. Only then do the busy
 -- rows give up their keys, and their specs go round again: nobody can have come between, and no payload is lost.
 --
--- Rows come back in the order of their specs, since callers take them for that (Graphile Worker's own client does). A key
--- tells which row is whose; rows without one were numbered in the order of their specs.
+-- Rows come back in the order of their specs, since callers take them for that (Graphile Worker's own client does). Sorted by
+-- key and id, they are in the order of the specs sorted by key and place: rows without a key were numbered in that order.
+-- They are kept in memory for it, unless no spec has a key: then they come as they are made, however many they are. No
+-- statement that is always sent reads the table of jobs: with a plan from when it was empty, that would be all of it.
 
 create or replace function graphile_worker.add_jobs(
     specs graphile_worker.job_spec[],
@@ -21,6 +23,7 @@ declare
     wanted integer := coalesce(cardinality(specs), 0);
     placed graphile_worker._private_jobs[];
     added graphile_worker._private_jobs[];
+    plain integer;
 begin
     -- No specs: still a notification, an empty one.
     perform pg_notify(
@@ -28,25 +31,53 @@ begin
         case when wanted > 0 then json_build_object('r', random(), 'count', wanted)::text else '' end
     );
 
-    while wanted > 0 loop
-        -- Only what is missing is inserted: each try takes a number from the sequence, and these hold integers only.
-        insert into graphile_worker._private_tasks (identifier)
-        select distinct spec.identifier
-        from unnest(missing) as spec
-        where not exists (select from graphile_worker._private_tasks as tasks where tasks.identifier = spec.identifier)
-        order by spec.identifier
-        on conflict do nothing;
+    -- Only what is missing is inserted: each try takes a number from the sequence, and these hold integers only.
+    insert into graphile_worker._private_tasks (identifier)
+    select distinct spec.identifier
+    from unnest(specs) as spec
+    where not exists (select from graphile_worker._private_tasks as tasks where tasks.identifier = spec.identifier)
+    order by spec.identifier
+    on conflict do nothing;
 
-        insert into graphile_worker._private_job_queues (queue_name)
-        select distinct spec.queue_name
-        from unnest(missing) as spec
-        where spec.queue_name is not null
-        and not exists (
-            select from graphile_worker._private_job_queues as queues where queues.queue_name = spec.queue_name
+    insert into graphile_worker._private_job_queues (queue_name)
+    select distinct spec.queue_name
+    from unnest(specs) as spec
+    where spec.queue_name is not null
+    and not exists (
+        select from graphile_worker._private_job_queues as queues where queues.queue_name = spec.queue_name
+    )
+    order by spec.queue_name
+    on conflict do nothing;
+
+    if not exists (select from unnest(specs) as spec where spec.job_key is not null) then
+        return query
+        insert into graphile_worker._private_jobs (
+            job_queue_id, task_id, payload, run_at, max_attempts, priority, flags
         )
-        order by spec.queue_name
-        on conflict do nothing;
+        select
+            queues.id,
+            tasks.id,
+            coalesce(spec.payload, '{}'::json),
+            coalesce(spec.run_at, now()),
+            coalesce(spec.max_attempts, 25::smallint),
+            coalesce(spec.priority, 0::smallint),
+            (select jsonb_object_agg(flag, true) from unnest(spec.flags) as flags (flag))
+        from unnest(specs) with ordinality as spec
+        join graphile_worker._private_tasks as tasks on tasks.identifier = spec.identifier
+        left join graphile_worker._private_job_queues as queues on queues.queue_name = spec.queue_name
+        where spec.queue_name is null or queues.id is not null
+        order by spec.ordinality
+        returning *;
 
+        get diagnostics plain = row_count;
+        if plain <> wanted then
+            raise exception 'Rows of tasks or queues were removed while jobs were added for them; please try again'
+                using errcode = 'serialization_failure';
+        end if;
+        return;
+    end if;
+
+    while wanted > 0 loop
         with made as (
             insert into graphile_worker._private_jobs as jobs (
                 job_queue_id, task_id, payload, run_at, max_attempts, key, priority, flags
@@ -116,33 +147,28 @@ begin
         and not jobs.is_available;
     end loop;
 
-    if cardinality(added) = 1 or not exists (select from unnest(specs) as spec where spec.job_key is not null) then
-        return query select jobs.* from unnest(added) as jobs;
+    if cardinality(added) = 1 then
+        return next added[1];
         return;
     end if;
 
     return query
-    with given as (
-        select
-            spec.ordinality,
-            coalesce(spec.job_key, '') as key,
-            case when spec.job_key is null then row_number() over keyless else 0 end as number
-        from unnest(specs) with ordinality as spec
-        window keyless as (partition by spec.job_key is null order by spec.ordinality)
-    ),
-    made as (
-        select
-            jobs.id,
-            coalesce(jobs.key, '') as key,
-            case when jobs.key is null then row_number() over keyless else 0 end as number
-        from unnest(added) as jobs
-        window keyless as (partition by jobs.key is null order by jobs.id)
+    select
+        job.id, job.job_queue_id, job.task_id, job.payload, job.priority, job.run_at, job.attempts, job.max_attempts,
+        job.last_error, job.created_at, job.updated_at, job.key, job.locked_at, job.locked_by, job.revision, job.flags,
+        job.is_available
+    from unnest(
+        array(select made from unnest(added) as made order by made.key collate "C", made.id),
+        array(
+            select spec.ordinality
+            from unnest(specs) with ordinality as spec
+            order by spec.job_key collate "C", spec.ordinality
+        )
+    ) as job (
+        id, job_queue_id, task_id, payload, priority, run_at, attempts, max_attempts, last_error, created_at, updated_at,
+        key, locked_at, locked_by, revision, flags, is_available, place
     )
-    select jobs.*
-    from given
-    join made using (key, number)
-    join unnest(added) as jobs on jobs.id = made.id
-    order by given.ordinality;
+    order by job.place;
 end;
 $body$;
 
