@@ -33,7 +33,7 @@ class Terminals:
         self.log = folder / "worker.log"
 
     async def type(self, command: str) -> str:
-        if command.startswith("backfill worker"):
+        if command.startswith("backfill worker "):
             await self.end_worker()
             with self.log.open("ab") as log:
                 self.worker = await self._start(command, stdout=log, stderr=log)
@@ -82,7 +82,7 @@ class Story:
             requeued = "requeue" in self.said
             await until("the dead letter came or went", lambda: self.dead_letters(0 if requeued else 1))
         self.said += f"{command}\n{await self.terminals.type(command)}"
-        if command.startswith("backfill worker"):
+        if command.startswith("backfill worker "):
             await until("the worker has started", lambda: self.logged("started"))
 
     async def logged(self, words: str) -> bool:

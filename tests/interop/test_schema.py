@@ -47,17 +47,18 @@ async def announced(empty_db: "Database") -> "list[dict[str, Any]]":
     return heard
 
 
-async def test_what_node_installs_is_complete_for_us(empty_db: "Database", node: "StartNode") -> None:
+@pytest.mark.parametrize("schema", ['od"d name', "graphile_worker", "Mixed.Case's"])
+async def test_what_node_installs_is_complete_for_us(empty_db: "Database", node: "StartNode", schema: str) -> None:
     """X-01."""
-    await (await node(empty_db)).ask("migrate")
+    await (await node(empty_db, schema=schema)).ask("migrate")
     connection = await empty_db.connect()
-    before = await functions(connection, empty_db.schema)
-    assert await upstream(connection, empty_db.schema) == upstream_facts()
-    assert await install(connection, empty_db.schema) == OURS
-    assert await upstream(connection, empty_db.schema) == upstream_facts()
-    assert [row for row in await functions(connection, empty_db.schema) if "backfill" not in str(row)] == before
-    assert await check(connection, empty_db.schema) == []
-    assert await installed_revision(connection, empty_db.schema) == 20
+    before = await functions(connection, schema)
+    assert await upstream(connection, schema) == upstream_facts()
+    assert await install(connection, schema) == OURS
+    assert await upstream(connection, schema) == upstream_facts()
+    assert [row for row in await functions(connection, schema) if "backfill" not in str(row)] == before
+    assert await check(connection, schema) == []
+    assert await installed_revision(connection, schema) == 20
 
 
 async def test_what_we_install_is_complete_for_node(db: "Database", node_packages: None) -> None:
