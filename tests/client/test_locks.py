@@ -32,6 +32,7 @@ async def locked(sql: Sql) -> list[str]:
 async def test_c046_a_lock_of_four_hours_and_a_minute_is_freed_and_a_young_one_is_not(
     db: "Database", client: BackfillClient, sql: Sql
 ) -> None:
+    """C-046."""
     heard: list[str] = []
     listening = await db.connect()
     await listening.add_listener("jobs:insert", lambda *args: heard.append(str(args[-1])))
