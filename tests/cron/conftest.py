@@ -35,6 +35,7 @@ class Cron:
     connection: asyncpg.Connection
     schema: str
     broken: list[BaseException] = field(default_factory=list)
+    opened: int = 0
 
     async def rows(self, sql: str, *args: Any) -> list[asyncpg.Record]:
         """Run SQL in which graphile_worker means the test's schema."""
@@ -72,6 +73,7 @@ class Cron:
         """What a scheduler gets its connection from; raises what is in `broken` instead."""
         if self.broken:
             raise self.broken[0]
+        self.opened += 1
         yield self.connection
 
     def scheduler(

@@ -58,7 +58,10 @@ async def test_c_050_a_run_is_scheduled_at_its_minute_and_once(cron: Cron) -> No
     assert [(run.identifier, run.tick, run.backfilled) for run in done.scheduled] == [
         ("task", at("2024-01-15T16:00"), False)
     ]
+    before = cron.opened
     assert (await scheduler.run_once(at("2024-01-15T16:00:01"))).scheduled == []
+    assert (await scheduler.run_once(at("2024-01-15T16:30:01"))).scheduled == []
+    assert cron.opened == before  # nothing is due: nothing is asked
     assert await cron.jobs() == [("task", "15 16:00", "2024-01-15T16:00:00.000Z", False)]
     assert (await cron.known())["task"] == (START, at("2024-01-15T16:00"))
 
@@ -258,9 +261,13 @@ async def test_a_clock_that_was_far_ahead_blocks_nothing_that_has_not_run_since(
 @pytest.mark.parametrize(("ago", "times"), [(5 * HOUR, (1, 2)), (25 * HOUR, (6, 7))])
 async def test_c_049_r_68_what_was_missed_is_made_up_for(cron: Cron, ago: timedelta, times: tuple[int, int]) -> None:
     await cron.know("task", at("2024-01-01"), START - ago)
-    await cron.scheduler("0 */4 * * * task ?fill=1d").run_once(START)
+    scheduler = cron.scheduler("0 */4 * * * task ?fill=1d")
+    await scheduler.run_once(START)
     jobs = await cron.jobs()
     assert len(jobs) in times
+    before = cron.opened
+    await scheduler.run_once(START + SECOND)
+    assert cron.opened == before
     assert all(backfilled for *_, backfilled in jobs)
     assert (await cron.known())["task"][1] == at("2024-01-15T12:00")
 
@@ -278,6 +285,12 @@ async def test_what_is_made_up_for_is_bounded_by_the_fill_of_each_item_and_comes
         ("a", "15 12:00"),
         ("b", "15 12:00"),
     ]
+
+
+async def test_the_minute_after_the_last_one_counts(cron: Cron) -> None:
+    await cron.know("task", at("2024-01-15T11:00"), at("2024-01-15T11:58"))
+    await cron.scheduler("* * * * * task ?fill=1d").run_once(START)
+    assert await cron.times() == ["15 11:59", "15 12:00"]
 
 
 async def test_the_minute_in_which_an_item_became_known_counts(cron: Cron) -> None:
@@ -379,17 +392,22 @@ async def test_an_outage_around_a_run_does_not_lose_it(cron: Cron) -> None:
     assert await cron.times() == ["15 16:00"]
 
 
-async def test_an_item_that_the_database_refuses_does_not_hold_up_the_others(
-    cron: Cron, caplog: pytest.LogCaptureFixture
-) -> None:
+async def refuse(cron: Cron, which: str) -> None:
+    """Have the database refuse some jobs, by a condition on the row `new`."""
     await cron.rows(
         "create function public.refuse() returns trigger language plpgsql as"
         " $$ begin raise exception 'not this one'; end $$"
     )
     await cron.rows(
         "create trigger refuse before insert on graphile_worker._private_jobs for each row"
-        " when (new.priority = 13) execute function public.refuse()"
+        f" when ({which}) execute function public.refuse()"
     )
+
+
+async def test_an_item_that_the_database_refuses_does_not_hold_up_the_others(
+    cron: Cron, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refuse(cron, "new.priority = 13")
     scheduler = cron.scheduler("* * * * * a\n* * * * * bad ?priority=13\n* * * * * b")
     await scheduler.run_once(START)
     done = await scheduler.run_once(START + MINUTE)
@@ -400,6 +418,26 @@ async def test_an_item_that_the_database_refuses_does_not_hold_up_the_others(
     await cron.rows("drop trigger refuse on graphile_worker._private_jobs")
     done = await scheduler.run_once(START + 2 * MINUTE + SECOND)
     assert [(run.identifier, run.tick.minute) for run in done.scheduled] == [("bad", 1), ("bad", 2)]
+
+
+async def test_how_late_a_refused_item_is_counts_from_the_run_that_was_refused(cron: Cron) -> None:
+    await refuse(cron, "new.run_at = '2024-01-15 12:03Z'")
+    scheduler = cron.scheduler("* * * * * task")
+    await scheduler.run_once(START)
+    done = await scheduler.run_once(START + 5 * MINUTE)
+    assert ([run.tick.minute for run in done.scheduled], done.failed) == ([1, 2], {"task"})
+    await cron.rows("drop trigger refuse on graphile_worker._private_jobs")
+    done = await scheduler.run_once(at("2024-01-15T12:12:30"))
+    assert [run.tick.minute for run in done.scheduled] == list(range(3, 13))
+
+
+async def test_what_is_left_out_of_a_refused_item_is_told_once(cron: Cron, caplog: pytest.LogCaptureFixture) -> None:
+    await refuse(cron, "true")
+    scheduler = cron.scheduler("* * * * * task")
+    await scheduler.run_once(START)
+    for seconds in range(3):
+        assert (await scheduler.run_once(START + HOUR + seconds * SECOND)).failed == {"task"}
+    assert caplog.text.count("are left out") == 1
 
 
 async def test_a_connection_that_breaks_ends_the_pass_and_the_next_one_goes_on(
@@ -464,7 +502,8 @@ async def test_before_job_schedule_is_asked_about_cron_jobs_too(cron: Cron, capl
         return Continue({**event.payload, "seen": True})
 
     text = "* * * * * kept ?queue=q {a: 1}\n* * * * * skipped\n* * * * * refused"
-    scheduler = cron.scheduler(text, hooks)
+    scheduler, other = cron.scheduler(text, hooks), cron.scheduler(text, hooks)
+    await other.run_once(START)
     with caplog.at_level(logging.INFO, "backfill.cron"):
         await through(scheduler, START, START + MINUTE)
     (row,) = await cron.rows("select payload::text from graphile_worker._private_jobs")
@@ -477,8 +516,7 @@ async def test_before_job_schedule_is_asked_about_cron_jobs_too(cron: Cron, capl
     assert "cron item skipped is left out at 2024-01-15 12:01Z" in caplog.text
     assert "never on Mondays" in caplog.text
     assert {last for _, last in (await cron.known()).values()} == {at("2024-01-15T12:01")}
-    await cron.scheduler(text, hooks).run_once(START + MINUTE)
-    await scheduler.run_once(START + MINUTE)
+    assert (await other.run_once(START + MINUTE)).scheduled == []
     assert len(asked) == 3
 
 
@@ -508,7 +546,7 @@ async def test_the_loop_outlives_an_outage(
 ) -> None:
     own = await more_crons()
     own.broken.append(DatabaseError("the server is away"))
-    scheduler = own.scheduler("* * * * * task", clock=lambda: at("2024-01-15T12:00:59.999"))
+    scheduler = own.scheduler("* * * * * task", clock=lambda: at("2024-01-15T12:00:00.500"))
     running = asyncio.create_task(scheduler.run())
     said = "cannot schedule cron items now, will try again: the server is away"
     await until(lambda: caplog.text.count(said) >= 2, "it has tried twice")

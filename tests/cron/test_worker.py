@@ -116,12 +116,15 @@ async def test_running_what_is_available_schedules_nothing(
 async def test_a_stop_ends_cron_before_the_jobs_that_still_run(
     db: "Database", cron: Cron, runners: list[WorkerRunner]
 ) -> None:
-    began, may_end = asyncio.Event(), asyncio.Event()
+    began, may_end, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @task("long")
     async def long() -> None:
         began.set()
-        await may_end.wait()
+        try:
+            await may_end.wait()
+        finally:
+            ended.set()
 
     config = WorkerConfig(database_url=db.dsn, schema=db.schema)
     builder = WorkerRunner.builder(config).define_job(long).add_cron_schedule("0 0 1 1 * long")
@@ -134,6 +137,6 @@ async def test_a_stop_ends_cron_before_the_jobs_that_still_run(
     stop.set()
     loops = {each.get_name(): each for each in asyncio.all_tasks()}
     await until(loops["cron"].done, "cron has ended")
-    assert not background.done()
+    assert not ended.is_set()
     may_end.set()
     await background
