@@ -1,6 +1,7 @@
 """A worker's row, its lease, and what happens when the lease lapses, with workers in this process and real statements."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -338,3 +339,62 @@ async def test_a_worker_waits_for_its_row_until_it_is_told_to_stop(
         stop.set()
         assert await running == 0
         may_pass.set()
+
+
+async def test_a_worker_runs_one_suspect_at_a_time_and_others_beside_it(
+    sql: "Sql", run_worker: "RunWorker", until: "Until"
+) -> None:
+    now, most, order = 0, 0, []
+    may_end = asyncio.Event()
+
+    @task("task")
+    async def watch(ctx: WorkerContext) -> None:
+        nonlocal now, most
+        is_suspect = ctx.job.extras.crashes > 0
+        now += is_suspect
+        most = max(most, now)
+        order.append(ctx.job.id)
+        if is_suspect:
+            await may_end.wait()
+        now -= is_suspect
+
+    suspects = await sql.add_many(
+        4, flags="'{\"backfill:crashes=1\": true}'::jsonb", queue="case n when 4 then 'own' end"
+    )
+    others = await sql.add_many(6)
+    lanes = [QueueConfig.named_queue("own"), QueueConfig.default_queue(3)]
+    async with run_worker(watch, queue_configs=lanes, ready=False):
+        await until(lambda: set(others) <= set(order), "others run beside the suspect")
+        assert len(set(suspects) & set(order)) == 1
+        may_end.set()
+        await until(lambda: len(order) == 10, "the other suspects run, one after the other")
+    assert most == 1
+
+
+async def test_embedded_a_handler_that_cannot_be_cancelled_runs_on_and_is_refused(
+    sql: "Sql", run_worker: "RunWorker", until: "Until", caplog: pytest.LogCaptureFixture
+) -> None:
+    began, may_end = threading.Event(), threading.Event()
+    runs: list[WorkerContext] = []
+
+    @task("task")
+    def in_thread(ctx: WorkerContext) -> None:
+        runs.append(ctx)
+        began.set()
+        if len(runs) == 1:
+            may_end.wait()
+
+    try:
+        async with run_worker(in_thread, lease=LEASE) as running:
+            job = await sql.add("task")
+            await until(began.is_set)
+            await sql.run(DEAD)
+            await until(lambda: "still run here since they can't be cancelled" in caplog.text)
+            assert running.worker.lease.fence.stands(), "it is back, but not for this job"
+            with pytest.raises(ClaimLost):
+                _ = runs[0].pool
+            assert await sql.locks() == (1, 0), "nobody has taken it, so it must not start again while it runs"
+            may_end.set()
+            await until(lambda: is_gone(sql, job))
+    finally:
+        may_end.set()

@@ -254,6 +254,12 @@ async def test_suspects_are_claimed_one_at_a_time_and_never_ahead(sql: "Sql", cl
     assert [row["id"] for row in await claims.take(10)] == [jobs[2]]
 
 
+async def test_suspects_that_wait_hold_up_nobody_else(sql: "Sql", claims: "Claims") -> None:
+    await sql.add_many(5, flags="'{\"backfill:crashes=1\": true}'::jsonb")
+    free, queued = await sql.add_many(2, queue="case n when 2 then 'q' end")
+    assert {row["id"] for row in await claims.take(2, suspects=False)} == {free, queued}
+
+
 async def test_nothing_is_claimed_ahead_from_a_suspect_on(sql: "Sql", claims: "Claims") -> None:
     jobs = await sql.add_many(4, flags="case when n = 3 then '{\"backfill:crashes=1\": true}'::jsonb end", priority="n")
     assert [row["id"] for row in await claims.take(1, 4)] == jobs[:2]

@@ -133,6 +133,7 @@ free as materialized (
            and jobs.priority = level.priority
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
+           and (jobs.flags is null or $11::bool or strpos(jobs.flags::text, '"backfill:crashes=') = 0)
            --+ and (jobs.flags is null or not jobs.flags ?| $12::text[])
            and ($9::timestamptz is null
                 or jobs.run_at <= $9::timestamptz
@@ -175,6 +176,8 @@ candidate as materialized (
            and jobs.priority = level.priority
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
+           and (jobs.job_queue_id is not null or jobs.flags is null or $11::bool
+                or strpos(jobs.flags::text, '"backfill:crashes=') = 0)
            --+ and (jobs.flags is null or not jobs.flags ?| $12::text[])
            and (jobs.job_queue_id is null
                 or (jobs.job_queue_id <> all($10::int4[])
