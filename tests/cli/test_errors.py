@@ -54,7 +54,7 @@ async def test_the_option_comes_before_the_environment(cli: CommandLine, db: "Da
 
 
 async def test_wrong_command_lines(bare_cli: CommandLine) -> None:
-    assert "No such command" in (await bare_cli("cron", code=2)).err
+    assert "No such command" in (await bare_cli("nonsense", code=2)).err
     assert "Usage: backfill" in (await bare_cli("--help")).out
     assert "is not a valid integer" in (await bare_cli("jobs", "show", "one", code=2)).err
     assert (await bare_cli("--version")).out.startswith("backfill, version ")
