@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import pytest
 from tests.docs.blocks import ROOT, blocks_of
 from tests.docs.test_readme import SCHEMA, Terminals
 from tests.support.until import until
@@ -17,6 +18,7 @@ PAGE = "docs/interop.md"
 TITLE = "## Move a fleet from Node or Rust to Python"
 
 
+@pytest.mark.timeout(240)  # a dozen commands, each a process
 async def test_the_guide(
     tmp_path: Path, empty_db: "Database", node: "StartNode", empty_runs: asyncpg.Connection
 ) -> None:

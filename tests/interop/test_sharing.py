@@ -253,3 +253,26 @@ async def test_nodes_clean_up_amid_our_work(
             await collector
         await nothing_left(runs, client.schema)
     assert {row["number"] for row in await runs.fetch("select number from public.runs")} == set(range(count))
+
+
+async def test_node_frees_what_a_dead_worker_of_ours_held_for_four_hours(
+    client: BackfillClient, peer: "Peer", runs: asyncpg.Connection
+) -> None:
+    """X-06: by its own rule of age, should none of our workers be there to do it in seconds."""
+    await client.enqueue_many([("shared", {"number": n}, JobSpec(queue=f"q{n}")) for n in (1, 2)])
+    for table, which in (("_private_jobs", "payload ->> 'number'"), ("_private_job_queues", "right(queue_name, 1)")):
+        await runs.execute(
+            with_schema(
+                f"update graphile_worker.{table} set locked_by = 'backfill-0123456789abcdef01/7',"
+                f" locked_at = now() - case {which} when '1' then interval '4 h 1 min' else interval '3 h 50 min' end",
+                client.schema,
+            )
+        )
+    soon = {"minResetLockedInterval": 50, "maxResetLockedInterval": 50, "pollInterval": 50}
+    await peer.ask("run", {"tasks": ["shared"], "events": ["job:complete", "resetLocked:success"], **soon})
+    await peer.event("job:complete", number=1)
+    await peer.event("resetLocked:success")
+    await peer.event("resetLocked:success")
+    assert [row["number"] for row in await runs.fetch("select number from public.runs")] == [1]
+    [left] = await client.list_jobs()
+    assert (left.payload["number"], left.locked_by) == (2, "backfill-0123456789abcdef01/7")
