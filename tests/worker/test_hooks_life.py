@@ -29,7 +29,7 @@ from backfill.hooks import (
     WorkerStart,
 )
 from backfill.model import task
-from backfill.worker import WorkerRunner
+from backfill.worker import QueueConfig, WorkerRunner
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Running, RunWorker, Sql
@@ -334,6 +334,34 @@ async def test_a_stop_during_after_job_run_keeps_what_the_handler_did(run_worker
         await running.end()
     assert seen.names == ["job_complete"]
     assert await sql.count() == 0
+
+
+async def test_a_claim_that_is_lost_while_hooks_are_asked_ends_no_later_job(
+    run_worker: "RunWorker", sql: "Sql"
+) -> None:
+    asked, cancelled = asyncio.Event(), asyncio.Event()
+
+    @task("task")
+    async def works() -> None: ...
+
+    async def wait(_: AfterJobRun) -> None:
+        if not asked.is_set():
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+    async with run_worker(works, queue_configs=[QueueConfig.default_queue(1)]) as running:
+        seen = Seen(running.runner, "job_fetch", "job_complete")
+        running.runner.on(AfterJobRun, wait)
+        await sql.add()
+        await asked.wait()
+        running.worker.slots[0].cancel("lost")
+        await cancelled.wait()
+        await sql.add()
+        await until(lambda: seen.counts["job_complete"] == 2, "the first has ended well, and so has the next")
+    assert seen.counts["job_fetch"] == 2  # none was handed back and taken again
 
 
 async def test_a_handler_that_cannot_be_cancelled_is_told_as_interrupted_when_it_is_abandoned(
