@@ -6,6 +6,7 @@ from backfill.db.hosts import target
 from backfill.db.keeper import Keeper
 from backfill.db.limits import CALL, CLAIM, LISTEN, MAINTENANCE, RELEASE, Limit
 from backfill.db.listen import Listener
+from backfill.db.moments import moment, read_moments_as_numbers
 from backfill.db.names import DEFAULT_SCHEMA, check_schema_name, quote_ident
 from backfill.db.pool import (
     APPLICATION_NAME,
@@ -46,10 +47,12 @@ __all__ = [
     "connect",
     "is_connection_error",
     "mark_unchanged",
+    "moment",
     "once_ready",
     "open_pool",
     "overran",
     "quote_ident",
+    "read_moments_as_numbers",
     "remedy",
     "takes_no_writes",
     "target",

@@ -283,11 +283,23 @@ gone as (
 
 -- name: release_completed
 -- Deletes finished jobs whose claim still stands, and frees their queues; says which they were if somebody wants to know.
+-- The tokens are those of the batch, each once: a job's row may carry any of them, so the caller must have made no later claim
+-- of these jobs than the ones it sends. The rows are deleted where they were found: one that is moved in between by somebody's
+-- change is not found there, counts as held, and is sent again.
 -- takes: queue_ids int4[], queue_tokens text[], job_ids int8[], tokens text[], say_which bool
 -- gives: released int8, freed int8, ids int8[]
-with
--- include: delete_held
-,
+with held as materialized (
+  select jobs.ctid as place
+    from graphile_worker._private_jobs as jobs
+   where jobs.id = any($3::int8[])
+     and jobs.locked_by = any($4::text[])
+     for update skip locked
+),
+gone as (
+  delete from graphile_worker._private_jobs as jobs
+   where jobs.ctid = any(array(select held.place from held))
+  returning jobs.id
+),
 -- include: free_queues
 select (select count(*) from gone) as released,
        (select count(*) from freed) as freed,

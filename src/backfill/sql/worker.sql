@@ -241,26 +241,41 @@ head as materialized (
         for update skip locked
    ) as first
 ),
-fair as (
-  select found.*,
-         found.suspect
-           and row_number() over (partition by found.suspect order by found.priority, found.run_at, found.id) > 1 as left_out
+found as materialized (
+  select found.*
     from (select * from free union all select * from head) as found
    where $11::bool or not found.suspect
 ),
-ranked as (
-  select fair.*,
-         row_number() over (partition by fair.lane order by fair.priority, fair.run_at, fair.id) as place
-    from fair
-   where not fair.left_out
+fair as materialized (
+  select found.*
+    from found
+   where not found.suspect
+      or found.id = (select first.id
+                       from found as first
+                      where first.suspect
+                      order by first.priority, first.run_at, first.id
+                      limit 1)
+),
+plain as materialized (  -- then the limits above have chosen already, and there is nothing to weigh
+  select not exists (select 1 from fair where fair.keyed or fair.suspect)
+         and not exists (select 1 from piece group by piece.lane having count(*) > 1) as is_plain
 ),
 picked as materialized (
+  select fair.id, fair.queue_id
+    from fair
+   where (select plain.is_plain from plain)
+  union all
   select fit.id, fit.queue_id
     from (
       select ranked.*,
              count(*) filter (where (ranked.keyed or ranked.suspect) and ranked.place > ranked.idle)
                over (partition by ranked.lane order by ranked.place) as left_over
-        from ranked
+        from (
+          select fair.*,
+                 row_number() over (partition by fair.lane order by fair.priority, fair.run_at, fair.id) as place
+            from fair
+           where not (select plain.is_plain from plain)
+        ) as ranked
     ) as fit
    where fit.place <= fit.wanted
      and fit.left_over = 0

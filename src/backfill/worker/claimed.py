@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
+from backfill.db import moment
 from backfill.model import Extras, Job, decode_flags_text, has_extras
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Claimed:
         queue_id: Its queue's id; None for a job without a queue.
         keyed: Whether it had a key when it was claimed.
         priority: Its priority.
-        due: Its run_at.
+        due: Its run_at, as the number for ``moment``.
         fence: The worker's lease when it was claimed.
         requeued: Whether it may be out of the dead letter queue: its flag says so, or it has a key, and whoever added the job
             again under its key has dropped the flag.
@@ -70,7 +71,7 @@ class Claimed:
         self.queue_id: int | None = row[2]
         self.keyed = row[3] is not None
         self.priority: int = row[6]
-        self.due: datetime = row[7]
+        self.due: int = row[7]
         self.row = row
         self.token = token
         self.lane = lane
@@ -100,6 +101,11 @@ class Claimed:
         return has_extras(self.row[4]) and self.extras.crashes > 0
 
     @property
+    def locked_at(self) -> datetime:
+        """When it was claimed, by the database's clock."""
+        return moment(self.row["locked_at"])
+
+    @property
     def attempt(self) -> int:
         """Which run this is, from 1."""
         attempts: int = self.row["attempts"]
@@ -115,15 +121,15 @@ class Claimed:
             queue_name=row["queue_name"],
             payload_text=row["payload"],
             priority=row["priority"],
-            run_at=row["run_at"],
+            run_at=moment(row["run_at"]),
             attempts=row["attempts"],
             max_attempts=row["max_attempts"],
             last_error=row["last_error"],
-            created_at=row["created_at"],
-            updated_at=row["updated_at"],
+            created_at=moment(row["created_at"]),
+            updated_at=moment(row["updated_at"]),
             key=row["key"],
             revision=row["revision"],
-            locked_at=row["locked_at"],
+            locked_at=self.locked_at,
             locked_by=self.token,
             flags=flags,
             extras=extras,

@@ -25,6 +25,7 @@ class Handler:
         is_batch: Whether the payload is a list of items, each of which can fail by itself.
         decode: From the payload's JSON text to the value that the function takes; None when it takes none.
         shape: The function's parameters in order: ``payload`` and ``context``, each at most once.
+        is_simple: Whether it is awaited with the payload, and that is all there is to it.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class Handler:
         "in_process",
         "in_thread",
         "is_batch",
+        "is_simple",
         "options",
         "shape",
         "timeout",
@@ -58,6 +60,9 @@ class Handler:
         self.in_process = in_process
         self.decode = decode
         self.shape = shape
+        self.is_simple = (
+            not (in_thread or in_process or options.batch) and shape == ("payload",) and self.timeout is None
+        )
 
     def arguments(self, payload: str, make_context: Callable[[], WorkerContext]) -> tuple[Any, ...]:
         """The function's arguments for a payload.

@@ -8,11 +8,9 @@ took longer than its like) is handed back, and the lane claims nothing ahead for
 """
 
 import asyncio
-import heapq
 import itertools
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from backfill.worker.config import HIGHEST_PRIORITY, LOWEST_PRIORITY, QueueConfig
@@ -49,7 +47,7 @@ class Lane:
         self.idle = 0
         self._may_prefetch = True
         self._looked = False
-        self._buffer: list[tuple[int, datetime, int, int, Claimed]] = []
+        self._buffer: list[tuple[int, int, int, int, Claimed]] = []
         self._number = itertools.count()
         self._waiters: list[asyncio.Future[None]] = []
         self._run_time: float | None = None
@@ -99,8 +97,9 @@ class Lane:
 
     def put(self, jobs: Sequence["Claimed"]) -> None:
         """Add claimed jobs; the most urgent start first."""
-        for job in jobs:
-            heapq.heappush(self._buffer, (job.priority, job.due, job.id, next(self._number), job))
+        number = self._number
+        self._buffer += [(job.priority, job.due, job.id, next(number), job) for job in jobs]
+        self._buffer.sort(reverse=True)  # two runs that are in order, for the most part
         for _ in range(min(len(jobs), len(self._waiters))):
             waiter = self._waiters.pop()
             if not waiter.done():
@@ -108,7 +107,7 @@ class Lane:
 
     def take(self) -> "Claimed | None":
         """The most urgent claimed job, for a slot that is free; None when there is none."""
-        return heapq.heappop(self._buffer)[-1] if self._buffer else None
+        return self._buffer.pop()[-1] if self._buffer else None
 
     async def wait(self) -> None:
         """Wait for ``put``; may return without a job to take."""

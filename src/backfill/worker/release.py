@@ -122,7 +122,7 @@ class Releaser:
 
     async def _release(self, batch: list[Settled]) -> None:
         left: list[Settled] = []
-        groups = _groups(batch, clean_up=self._clean_up)
+        groups = self._groups(batch)
         try:
             while groups:
                 left += await self._release_first(groups)
@@ -134,6 +134,25 @@ class Releaser:
             self._park(left)
         elif not self._parked:
             self._parked_rounds = 0
+
+    def _groups(self, batch: Sequence[Settled]) -> list[tuple[str, list[Settled]]]:
+        """The outcomes by the statement that writes them; ``leave`` is none.
+
+        ``release_completed`` compares the jobs' tokens with all of the batch's, not each with its own: so it takes only jobs
+        of which this worker has made no later claim.
+        """
+        groups: dict[str, list[Settled]] = {}
+        held, clean_up = self.held, self._clean_up
+        for settled in batch:
+            job, outcome = settled
+            if outcome is not None:
+                name = _STATEMENTS[type(outcome)]
+            elif (clean_up and job.requeued) or held.get(job.id) is not job:
+                name = "release_completed_requeued"
+            else:
+                name = "release_completed"
+            groups.setdefault(name, []).append(settled)
+        return list(groups.items())
 
     async def _release_first(self, groups: list[tuple[str, list[Settled]]]) -> list[Settled]:
         """Send the first group and take it off the list, or halve it if it is refused; what to send again later is returned."""
@@ -192,7 +211,8 @@ class Releaser:
                 [back.attempts for back in backs],
             )
         say_which = self._teller.wants(statement)
-        row = (await self._link.fetch(statement, *args, say_which))[0]
+        sent = (*args[:3], list(dict.fromkeys(args[3]))) if statement == "release_completed" else args
+        row = (await self._link.fetch(statement, *sent, say_which))[0]
         if say_which:
             self._teller.released(group, row["ids"] or ())
         whole = (row["released"], row["freed"]) == (len(group), queues)
@@ -316,19 +336,6 @@ def _will_pass(error: Exception) -> bool:
     """Whether it is a trouble of the database's, not of the outcome: a conflict, a lack of room, a limit of time."""
     state = getattr(error, "sqlstate", None) or ""
     return state[:2] in _PASSING_CLASSES or state in _PASSING_STATES
-
-
-def _groups(batch: Sequence[Settled], *, clean_up: bool) -> list[tuple[str, list[Settled]]]:
-    """The outcomes by the statement that writes them; ``leave`` is none."""
-    groups: dict[str, list[Settled]] = {}
-    for settled in batch:
-        job, outcome = settled
-        if outcome is None:
-            name = "release_completed_requeued" if clean_up and job.requeued else "release_completed"
-        else:
-            name = _STATEMENTS[type(outcome)]
-        groups.setdefault(name, []).append(settled)
-    return list(groups.items())
 
 
 def _common(group: Sequence[Settled]) -> tuple[Any, ...]:

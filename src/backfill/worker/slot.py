@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 RETURN_DELAY: Final = 1.0  # seconds before a job that a stop cut short runs again: its next worker may be starting
 _FAIRNESS: Final = 0.005  # seconds that handlers which never suspend may run before others get the loop
+_NOT_BEGUN: Final = object()
 _Reason = Literal["stop", "lost", "cancelled"]
 
 
@@ -193,6 +194,16 @@ class Slot:
 
     async def _execute(self, job: Claimed) -> Outcome:
         handler = job.handler
+        if handler.is_simple and job.row[4] is None and handler.decode is not None:
+            try:
+                rest = _begun(handler.function(handler.decode(job.row[8])))
+                if rest is not None:
+                    await rest
+            except (KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - as below
+                return self._failure(job, error)
+            return None
         timeout = handler.timeout
         if job.row[4] is not None and job.extras.timeout is not None:
             timeout = job.extras.timeout.total_seconds()
@@ -261,31 +272,62 @@ class Slot:
 
 
 class _InContext:
-    """Awaits a coroutine in a copy of the context variables, without a task of its own."""
+    """Awaits a coroutine in a copy of the context variables, without a task of its own.
 
-    __slots__ = ("_coroutine",)
+    Args:
+        coroutine: What is awaited.
+        context: The copy; None makes one.
+        waits_for: What it waits for, if it has been begun in that copy.
+    """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    __slots__ = ("_context", "_coroutine", "_waits_for")
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        context: contextvars.Context | None = None,
+        waits_for: Any = _NOT_BEGUN,
+    ) -> None:
         self._coroutine = coroutine
+        self._context = context
+        self._waits_for = waits_for
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        run = contextvars.copy_context().run
+        run = (self._context or contextvars.copy_context()).run
         step: Callable[..., Any] = self._coroutine.send
         value: Any = None
+        waits_for = self._waits_for
         while True:
-            try:
-                waits_for = run(step, value)
-            except StopIteration as end:
-                return end.value
-            except GeneratorExit as error:
-                if value is error:  # this coroutine is being closed
-                    raise
-                raise RuntimeError("the handler raised GeneratorExit") from error
+            if waits_for is _NOT_BEGUN:
+                try:
+                    waits_for = run(step, value)
+                except StopIteration as end:
+                    return end.value
+                except GeneratorExit as error:
+                    if value is error:  # this coroutine is being closed
+                        raise
+                    raise RuntimeError("the handler raised GeneratorExit") from error
             try:
                 value = yield waits_for
                 step = self._coroutine.send
             except BaseException as error:  # noqa: BLE001 - passed on into the coroutine
                 step, value = self._coroutine.throw, error
+            waits_for = _NOT_BEGUN
+
+
+def _begun(coroutine: Coroutine[Any, Any, Any]) -> _InContext | None:
+    """Run a coroutine up to where it waits for something, in a copy of the context variables: what is left to be awaited.
+
+    None: it has ended. Handlers that wait for nothing come off cheaper so.
+    """
+    context = contextvars.copy_context()
+    try:
+        waits_for = context.run(coroutine.send, None)
+    except StopIteration:
+        return None
+    except GeneratorExit as error:
+        raise RuntimeError("the handler raised GeneratorExit") from error
+    return _InContext(coroutine, context, waits_for)
 
 
 async def _nothing() -> None:
@@ -304,7 +346,7 @@ def _check_deadline(job: Claimed) -> None:
     deadline = job.extras.deadline
     if deadline is None:
         return
-    now = job.row["locked_at"] + timedelta(seconds=time.monotonic() - job.claimed_at)
+    now = job.locked_at + timedelta(seconds=time.monotonic() - job.claimed_at)
     if now > deadline:
         raise DeadlinePassedError(f"the job's deadline, {deadline.isoformat()}, passed before it could run")
 

@@ -28,6 +28,7 @@ from backfill.db import (
     Listener,
     Session,
     connect,
+    read_moments_as_numbers,
     translate,
 )
 from backfill.errors import BreakingMigrationError
@@ -312,7 +313,10 @@ class Worker:
         settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else {}
         named = {**settings, "application_name": f"{self.id}:{limit.name}"}
         own = self.config.listen_url if limit is LISTEN else None
-        return await connect(own or self.config.database_url, limit=limit, settings=named)
+        connection = await connect(own or self.config.database_url, limit=limit, settings=named)
+        if limit is CLAIM:
+            await read_moments_as_numbers(connection)
+        return connection
 
     async def _send(self, channel: str, payload: str) -> None:
         """Send a notification the way that those about jobs are sent."""
