@@ -30,6 +30,9 @@ CHUNK = 250
 QUEUES = 20
 KEYS = 200
 
+# One of Node's processes fetches and releases in batches.
+AHEAD = {"localQueue": {"size": 8}, "completeJobBatchDelay": 0, "failJobBatchDelay": 0}
+
 UNFINISHED = "select count(*) from graphile_worker._private_jobs where attempts < max_attempts or locked_at is not null"
 LOCKED_QUEUES = "select count(*) from graphile_worker._private_job_queues where locked_at is not null"
 
@@ -120,8 +123,9 @@ async def test_a_mixed_fleet(empty_db: "Database", node: "StartNode", empty_runs
     schema, runs, mixture = empty_db.schema, empty_runs, Mixture.made(COUNT)
     peers = [await node(empty_db) for _ in range(2)]
     await peers[0].ask("migrate")  # Node's own functions
-    for peer in peers:
-        await peer.ask("run", {"tasks": ["shared", "node only"], "concurrency": 5, "pollInterval": 100})
+    for peer, preset in zip(peers, ({}, AHEAD), strict=True):
+        options = {"concurrency": 5, "pollInterval": 100, "preset": {"worker": preset}}
+        await peer.ask("run", {"tasks": ["shared", "node only"], **options})
 
     async def count_is_zero(sql: str) -> bool:
         return bool(await runs.fetchval(with_schema(sql, schema)) == 0)

@@ -30,6 +30,7 @@ REVISION_18: Final = "graphile-worker-16"
 
 _END: Final = 20.0  # seconds that a process may take to end
 _ANSWER: Final = 60.0
+_INSTALL: Final = 100.0
 
 
 class NodeUnavailableError(Exception):
@@ -80,15 +81,19 @@ def installed() -> Path:
 
 
 def _npm_ci(folder: Path) -> None:
-    done = subprocess.run(
-        [NODE, NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment(),
-        timeout=100,
-    )
+    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+    try:
+        done = subprocess.run(
+            [NODE, NPM, "ci", *options],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=environment(),
+            timeout=_INSTALL,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NodeUnavailableError(f"npm ci was not done after {error.timeout:g} s") from error
     if done.returncode:
         raise NodeUnavailableError(f"npm ci failed with exit code {done.returncode}: {done.stderr[-1000:]}")
 
