@@ -276,3 +276,32 @@ async def test_node_frees_what_a_dead_worker_of_ours_held_for_four_hours(
     assert [row["number"] for row in await runs.fetch("select number from public.runs")] == [1]
     [left] = await client.list_jobs()
     assert (left.payload["number"], left.locked_by) == (2, "backfill-0123456789abcdef01/7")
+
+
+async def test_we_free_what_a_killed_node_worker_held_for_four_hours(
+    client: BackfillClient, peer: "Peer", ours: "Ours", runs: asyncpg.Connection
+) -> None:
+    """X-06: age is the only evidence of its death, so younger locks stay."""
+    await peer.ask("run", {"tasks": ["shared"], "concurrency": 2, "pollInterval": MINUTES})
+    jobs = [
+        (await client.enqueue("shared", {"number": n, "hold": True}, JobSpec(queue=f"q{n}"))).unwrap() for n in (1, 2)
+    ]
+    for n in (1, 2):
+        await peer.event("held", number=n)
+    await peer.kill()
+    for job, age in zip(jobs, ("4 h 1 min", "3 h 50 min"), strict=True):
+        aged = f"set locked_at = locked_at - interval '{age}' where locked_by is not null and"
+        jobs_aged = f"update graphile_worker._private_jobs {aged} id = $1"
+        queues_aged = f"update graphile_worker._private_job_queues {aged} queue_name = $1"
+        await runs.execute(with_schema(jobs_aged, client.schema), job.id)
+        await runs.execute(with_schema(queues_aged, client.schema), job.queue_name)
+    assert await client.release_stale_job_locks() == 1
+    assert await client.release_stale_queue_locks() == 1
+    await runs.execute(
+        with_schema("update graphile_worker._private_jobs set payload = '{\"number\": 3}'", client.schema)
+    )
+    assert await ours.drain(shared) == 1
+    [left] = await client.list_jobs()
+    assert left.id == jobs[1].id
+    ran = await runs.fetch("select side, job_id, attempt from public.runs order by job_id, attempt")
+    assert [tuple(row) for row in ran] == [("node", jobs[0].id, 1), ("ours", jobs[0].id, 2), ("node", jobs[1].id, 1)]
