@@ -269,6 +269,7 @@ async def test_a_hook_has_it_left_as_it_is(run_worker: "RunWorker", hangs: Hangs
         running.runner.on(JobRecovery, lambda _: Skip())
         job, seen = await cut_short(running, hangs, sql)
     assert (job["attempts"], job["locked_by"].split("/")[0]) == (1, running.worker.id)
+    assert running.worker.releaser.held == {}
     assert seen.names[-1] == "after_job_run"  # the first answer stands, so the second handler was not asked
 
 
@@ -334,6 +335,18 @@ async def test_a_stop_during_after_job_run_keeps_what_the_handler_did(run_worker
         await running.end()
     assert seen.names == ["job_complete"]
     assert await sql.count() == 0
+
+
+async def test_about_a_job_that_is_lost_nobody_is_asked(run_worker: "RunWorker", hangs: Hangs, sql: "Sql") -> None:
+    async with run_worker(hangs.task) as running:
+        seen = Seen(running.runner)
+        job_id = await sql.add()
+        await hangs.begun.wait()
+        await sql.run("update graphile_worker._private_jobs set locked_by = 'somebody' where id = $1", job_id)
+        (slot,) = [slot for slot in running.worker.slots if slot.current is not None]
+        slot.cancel("lost")
+        await until(lambda: running.worker.releaser.stale, "its outcome met no claim")
+    assert seen.names == ["job_fetch", "before_job_run", "job_start"]
 
 
 async def test_a_claim_that_is_lost_while_hooks_are_asked_ends_no_later_job(
