@@ -14,6 +14,7 @@ from backfill.errors import ClaimLost, ConfigurationError
 from backfill.model import task
 from backfill.sql import text
 from backfill.worker import QueueConfig, WorkerConfig, WorkerContext
+from backfill.worker.lane import Lane
 from backfill.worker.lease import Fence, Lease, boot_time
 
 if TYPE_CHECKING:
@@ -204,8 +205,55 @@ async def test_nothing_begins_without_a_lease(sql: "Sql", run_worker: "RunWorker
         assert running.worker.lease.fence is not fence
 
 
-async def test_a_transaction_of_a_claim_that_was_taken_away_is_rolled_back(
+async def test_what_waits_in_the_buffer_does_not_begin_when_the_lease_is_over(
     sql: "Sql", run_worker: "RunWorker", until: "Until"
+) -> None:
+    """As after a freeze: the slot goes on before anybody has told the worker."""
+    lanes: list[Lane] = []
+    lapsed: list[bool] = []
+    blocked, may_end = asyncio.Event(), asyncio.Event()
+
+    @task("task")
+    async def mostly_quick(ctx: WorkerContext) -> None:
+        lapsed.append(not ctx._claimed.fence.stands())
+        if not blocked.is_set() and sum(lane.buffered for lane in lanes) >= 5:
+            blocked.set()
+            await may_end.wait()
+
+    await sql.add_many(2000)
+    async with run_worker(mostly_quick, lease=LEASE, queue_configs=[QueueConfig("only", 1)], ready=False) as running:
+        lanes += running.worker.lanes
+        async with asyncio.timeout(60):
+            await blocked.wait()
+        running.worker.lease.lose()
+        may_end.set()
+        await until(lambda: none_left(sql), limit=60)
+    assert len(lapsed) == 2000
+    assert not any(lapsed)
+
+
+async def none_left(sql: "Sql") -> bool:
+    return await sql.count() == 0
+
+
+async def test_a_heartbeat_that_fails_in_an_unforeseen_way_goes_on(
+    sql: "Sql",
+    run_worker: "RunWorker",
+    until: "Until",
+    caplog: pytest.LogCaptureFixture,
+    holding: tuple[Any, asyncio.Event, asyncio.Event],
+) -> None:
+    async with run_worker(holding[0], lease=LEASE) as running:
+        heartbeat = running.worker.heartbeat
+        held, heartbeat._vitals = heartbeat._vitals, None  # type: ignore[assignment]  # a fault of ours
+        await until(lambda: "failed in an unforeseen way" in caplog.text)
+        heartbeat._vitals = held
+        beats = heartbeat.beats
+        await until(lambda: heartbeat.beats > beats)
+
+
+async def test_a_transaction_of_a_claim_that_was_taken_away_is_rolled_back(
+    sql: "Sql", other: "Sql", run_worker: "RunWorker", until: "Until"
 ) -> None:
     await sql.run("create table effects (job bigint)")
     refused: list[BaseException] = []
@@ -219,7 +267,7 @@ async def test_a_transaction_of_a_claim_that_was_taken_away_is_rolled_back(
             async with ctx.transaction() as connection:
                 await connection.execute("insert into effects values ($1)", ctx.job.id)
                 if runs == 1:
-                    await sql.run("update graphile_worker._private_jobs set locked_by = null, locked_at = null")
+                    await other.run("update graphile_worker._private_jobs set locked_by = null, locked_at = null")
         except ClaimLost as error:
             refused.append(error)
             raise

@@ -29,9 +29,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
-
-from backfill.db import DRIVER_ERRORS, Session, is_connection_error, translate
+from backfill.db import DRIVER_ERRORS, Session, is_connection_error, takes_no_writes, translate
 from backfill.errors import BackfillError
 from backfill.sql import text
 from backfill.worker.lease import Lease, boot_time
@@ -45,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT: Final = "heartbeat"  # the limit's name
 _TICK: Final = 0.25  # seconds between looks at the deadline
+_PASSING: Final = frozenset({"40", "53", "57", "58"})  # classes of SQLSTATE, as in ``release``
 _FIRST_PAUSE: Final = 0.05  # seconds before a new connection
 _REFRESH: Final = 60.0  # seconds between refreshes of the locks that are held for longer
 _REFRESH_PAGE: Final = 1000
@@ -173,6 +172,10 @@ class Heartbeat:
                 except (*DRIVER_ERRORS, BackfillError) as error:
                     self._failed(error)
                     await self._pause()
+                except Exception as error:
+                    logger.exception("the heartbeat of worker %s failed in an unforeseen way, will try again", self._id)
+                    self._failed(error)
+                    await self._pause()
         finally:
             watching.cancel()
 
@@ -194,8 +197,10 @@ class Heartbeat:
             if self._remove:
                 async with asyncio.timeout(_FAREWELL):
                     await connection.execute(text("remove_worker", self._schema), self._id)
-        finally:
-            await connection.leave()
+        except BaseException:
+            connection.terminate()  # no time for politeness: the lease goes on ending
+            raise
+        await connection.leave()
 
     async def _beat(self, connection: Session, sent_at: float) -> None:
         """Say that we live; register first if the row is not there or says otherwise."""
@@ -273,7 +278,7 @@ class Heartbeat:
         said = str(error) or type(error).__name__
         if isinstance(error, TimeoutError):
             said = f"no answer within {self._patience:g} s (limit {HEARTBEAT}, a third of the lease)"
-        if self._first is not None and isinstance(error, asyncpg.PostgresError) and not is_connection_error(error):
+        if self._first is not None and not _may_pass(error):
             first, self._first = self._first, None
             failure = translate(error, f"cannot register worker {self._id}")
             self._tell(partial(_settle, first, failure))
@@ -343,6 +348,12 @@ class Heartbeat:
         if self._own_loop is not None and self._soon is not None:
             with contextlib.suppress(RuntimeError):  # its loop has ended
                 self._own_loop.call_soon_threadsafe(self._soon.set)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether trying again may help: no server, one that takes no writes now, one that lacks something, a conflict, a time limit."""
+    state = getattr(error, "sqlstate", None) or ""
+    return is_connection_error(error) or takes_no_writes(error) or state[:2] in _PASSING or state == "55P03"
 
 
 def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
