@@ -218,7 +218,7 @@ async def test_a_worker_that_is_cancelled_while_it_stops(sql: "Sql", make_runner
             await background
     assert held.cancelled == 10
     await nothing_happened(sql, 30)
-    assert await alone(sql)
+    await until(lambda: alone(sql), "the server has seen its connections off")
 
 
 async def test_an_application_that_ends_without_stopping_its_worker(
@@ -305,7 +305,7 @@ async def test_a_runner_runs_twice(sql: "Sql", make_runner: "MakeRunner", until:
         assert await background == 0
     assert len(set(seen)) == 2
     await nothing_happened(sql, 0)
-    assert await alone(sql)
+    await until(lambda: alone(sql), "the server has seen its connections off")
 
 
 async def test_a_stop_that_was_asked_for_before_the_start(sql: "Sql", make_runner: "MakeRunner") -> None:
@@ -328,7 +328,7 @@ async def test_no_task_or_connection_is_left(sql: "Sql", run_worker: "RunWorker"
         await sql.add("held")
         await until(lambda: held.finished == 1, "it has run")
     assert asyncio.all_tasks() - before == set()
-    assert await alone(sql)
+    await until(lambda: alone(sql), "the server has seen its connections off")
 
 
 @pytest.mark.parametrize("way", ["run", "drain"])
