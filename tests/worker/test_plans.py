@@ -30,6 +30,7 @@ STATEMENTS = (
     "release_completed_requeued",
     "release_failed",
     "hand_back",
+    "refresh_locks",
     "still_held",
     "next_due",
 )

@@ -1,12 +1,14 @@
 """The sweep by its statements: who is dead, what becomes of what they held, and what is left alone."""
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 from tests.support.until import until
+from tests.worker.conftest import Sql
 
 from backfill.client import BackfillClient
 from backfill.model import JobSpec
@@ -17,7 +19,7 @@ from backfill.worker.vitals import Late
 
 if TYPE_CHECKING:
     from tests.conftest import Database
-    from tests.worker.conftest import Claims, Sql
+    from tests.worker.conftest import Claims
 
 MakeClaims = Callable[[str], Awaitable["Claims"]]
 
@@ -34,7 +36,7 @@ async def dies(claims: "Claims", *, running: list[int] | None = None) -> tuple[s
 
 
 async def swept(sql: "Sql", *seen: tuple[str, Any], bury: bool = True) -> Swept:
-    return await sweep(sql.connection, sql.schema, seen, bury=bury, moved_by="sweeper")
+    return await sweep(sql.connection, sql.schema, seen, bury=bury, moved_by="sweeper", orphans=not seen)
 
 
 async def crashes(sql: "Sql", job_id: int) -> list[str]:
@@ -112,6 +114,17 @@ async def test_locks_of_ours_without_a_row_are_a_dead_worker_s(
     await other.take()
     assert (await swept(sql)).released == 2
     assert await sql.locks() == (1, 1)
+
+
+async def test_a_sweep_that_finds_another_at_work_does_not_scan(sql: "Sql", other: "Sql", claims: "Claims") -> None:
+    await sql.add_many(1)
+    await claims.take()
+    seen = await dies(claims)
+    await sql.add_many(1, locked_by="'backfill-gone/1'", locked_at="now()")
+    async with other.connection.transaction():
+        await other.named("mark_dead", [seen[0]], [seen[1]])
+        assert (await swept(sql, seen)).released == 0
+    assert (await swept(sql, seen)).released == 2
 
 
 async def test_foreign_locks_are_no_business_of_a_sweep(sql: "Sql", claims: "Claims") -> None:
@@ -274,6 +287,11 @@ async def test_a_suspect_at_the_head_holds_its_queue_while_another_runs(sql: "Sq
     assert len(await claims.take_head("q")) == 1
 
 
+async def sweeps_again(sweeper: Sweeper, late: Late) -> bool:
+    sweeper.observe([late], boot_time(), steady=True)
+    return await sweeper.run_once() is not None
+
+
 class TestSweeper:
     """When it judges that a worker is dead."""
 
@@ -295,6 +313,30 @@ class TestSweeper:
         sweeper.observe([late], now, steady=True)
         with pytest.raises(AssertionError, match="should not"):
             await sweeper.run_once()
+
+    async def test_it_rests_while_something_is_left(self, db: "Database", sql: "Sql", claims: "Claims") -> None:
+        """Scans for locks cost: what somebody else's transaction holds is not worth one with each beat."""
+
+        @contextlib.asynccontextmanager
+        async def session() -> AsyncIterator[Any]:
+            yield sql.connection
+
+        sweeper = Sweeper(session, db.schema, moved_by="w", bury=True)
+        other = Sql(await db.connect(), db.schema)
+        await sql.add_many(1)
+        await claims.take()
+        worker, beat = await dies(claims)
+        late = Late(worker, beat, 5.0, -100.0, dead=True)
+        async with other.connection.transaction():
+            await other.rows("select from graphile_worker._private_jobs for update")
+            sweeper.observe([late], boot_time(), steady=True)
+            done = await sweeper.run_once()
+            assert done is not None
+            assert done.left == 1
+            sweeper.observe([late], boot_time(), steady=True)
+            assert await sweeper.run_once() is None
+        await until(lambda: sweeps_again(sweeper, late), "after a while it sweeps again")
+        assert await sql.locks() == (0, 0)
 
     async def test_its_own_beats_must_have_gone_well(self, sweeper: Sweeper) -> None:
         late = Late("w", timedelta(1), 40.0, -100.0, dead=True)  # type: ignore[arg-type]  # any value that tells beats apart

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 MOST_CRASHES: Final = 3  # workers that a suspect may kill, being the only suspect, before it is quarantined
 _SPREAD: Final = 0.3  # seconds over which a fleet's sweeps of the same worker are spread
+_SHARE: Final = 20  # while something is left that can't be taken, sweeps take a twentieth of the time
 _FREEZE: Final = "10s"  # that a sweep whose process freezes in the middle may hold its locks
 
 Upkeep = Callable[[], AbstractAsyncContextManager[Session]]
@@ -73,6 +75,7 @@ async def sweep(
     bury: bool,
     moved_by: str,
     recovery: Recovery | None = None,
+    orphans: bool = False,
 ) -> Swept:
     """Take over what workers hold whose lease has ended, and what is held in the name of workers that have no row.
 
@@ -83,6 +86,7 @@ async def sweep(
         bury: Whether jobs that killed too many workers go to the dead letter queue.
         moved_by: For the dead letters' ``created_by``.
         recovery: The hooks, if there may be any.
+        orphans: Look for locks without a row even if none of the workers is dead, or another sweep is at them.
 
     Raises:
         one of DRIVER_ERRORS: The database failed; nothing was changed.
@@ -93,8 +97,9 @@ async def sweep(
         await connection.fetchval(text("end_connections_of_dead", schema), ids, heartbeats)
     except asyncpg.InsufficientPrivilegeError as error:  # a superuser's: then they end by the server's own limits
         logger.warning("cannot end the connections of dead workers: %s", error)
+    once = partial(_sweep, connection, schema, ids, heartbeats, recovery, moved_by=moved_by, orphans=orphans)
     try:
-        return await _sweep(connection, schema, ids, heartbeats, recovery, bury=bury, moved_by=moved_by)
+        return await once(bury=bury)
     except _RefusedError:
         reason = "a trigger kept it from being stored"
     except asyncpg.PostgresError as error:
@@ -104,7 +109,7 @@ async def sweep(
     logger.error(
         "the dead letter queue refuses a job that killed its workers, which stays in the queue, used up: %s", reason
     )
-    return await _sweep(connection, schema, ids, heartbeats, recovery, bury=False, moved_by=moved_by)
+    return await once(bury=False)
 
 
 class _RefusedError(Exception):
@@ -120,11 +125,14 @@ async def _sweep(
     *,
     bury: bool,
     moved_by: str,
+    orphans: bool,
 ) -> Swept:
     async with connection.transaction(isolation="read_committed"):
         await connection.fetchval(text("bound_transaction", schema), _FREEZE)
         dead = await connection.fetch(text("mark_dead", schema), ids, heartbeats)
         names = [row["id"] for row in dead]
+        if not names and not orphans:  # another sweep has them: no index leads to locks, so one scan is enough
+            return Swept()
         started = [job for row in dead for job in row["running"]]
         left = await recovery.ask(connection, schema, names)
         args = names, started, bury, moved_by, MOST_CRASHES, left
@@ -201,6 +209,7 @@ class Sweeper:
         self._since: dict[_Pair, float] = {}
         self._at: dict[_Pair, float] = {}
         self._orphans = False
+        self._rest_until = 0.0
         self._changed = asyncio.Event()
 
     def observe(self, late: Sequence[Late], now: float, steady: bool) -> None:
@@ -217,7 +226,7 @@ class Sweeper:
         if steady:
             for pair, worker in pairs.items():
                 watched = self._since[pair] + worker.lease / 4
-                self._at[pair] = now if worker.dead else max(now + worker.left, watched)
+                self._at[pair] = max(self._rest_until, now if worker.dead else max(now + worker.left, watched))
         if self._at:
             self._changed.set()
 
@@ -245,7 +254,7 @@ class Sweeper:
         ripe = [pair for pair, at in self._at.items() if at <= now]
         if not ripe and not self._orphans:
             return None
-        self._orphans = False
+        orphans, self._orphans = self._orphans, False
         for pair in ripe:  # what is left shows itself again with the next beat
             del self._at[pair]
         try:
@@ -257,11 +266,14 @@ class Sweeper:
                     bury=self._bury,
                     moved_by=self._moved_by,
                     recovery=self._recovery,
+                    orphans=orphans,
                 )
         except (*DRIVER_ERRORS, BackfillError) as error:
             logger.warning("cannot sweep dead workers now: %s", str(error) or type(error).__name__)
             return None
         self.sweeps += 1
+        if len(swept.workers) < len(ripe):  # something is left, or another sweep is at it
+            self._rest_until = boot_time() + _SHARE * (boot_time() - now)
         if self._on_swept is not None and (swept.workers or swept.jobs):
             self._on_swept(swept)
         return swept
