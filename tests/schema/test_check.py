@@ -41,6 +41,11 @@ async def test_what_users_add_to_the_dead_letter_queue_is_no_fault(sql: "Sql") -
             "alter table graphile_worker._private_jobs drop constraint jobs_key_check",
             "constraint _private_jobs.jobs_key_check is missing",
         ),
+        (
+            "insert into graphile_worker.migrations values (21, now(), false)",
+            "revision 21; this backfill knows up to 20",
+        ),
+        ("delete from graphile_worker.migrations", "records no revision"),
         ("alter table graphile_worker._private_jobs add column extra int", "column _private_jobs.extra is unknown"),
         ("alter table graphile_worker._private_tasks disable row level security", "table _private_tasks is ''"),
         ("alter function graphile_worker.remove_job(text) security definer", "security definer', not"),

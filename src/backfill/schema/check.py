@@ -35,6 +35,7 @@ async def check(connection: Connection, schema: str) -> list[str]:
         found: list[str] = []
         try:
             state.refuse()
+            found += state.revision_warnings()
             await check_row_security(connection, schema)
         except SchemaError as error:
             found.append(str(error))

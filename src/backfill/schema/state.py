@@ -32,6 +32,8 @@ _BODIES_BEFORE_20: Final = {
 
 _RECENT: Final = 10.0  # seconds for which an unfinished schema is taken for one that is being installed
 
+_SLOWER: Final = "Jobs are added by add_job alone, one by one"
+
 # A schema without any of these kinds of objects of Graphile Worker is nobody's; indexes and the like share their names
 # with those of many applications.
 _TELLING_KINDS: Final = ("table ", "view ", "type ", "function ")
@@ -134,22 +136,29 @@ class State:
 
     def warnings(self) -> list[str]:
         """What the operator should know though backfill goes on."""
-        found = []
-        slower = "Jobs are added by add_job alone, one by one"
-        if self.revision is not None and self.revision > NEWEST_REVISION:
-            found.append(
-                f"schema {self.schema!r} is at Graphile Worker revision {self.revision}; this backfill knows up to"
-                f" {NEWEST_REVISION}. The revisions since are not breaking. {slower}; look for an upgrade of backfill",
-            )
+        found = self.revision_warnings()
         unknown = self.unknown_columns()
         if unknown and self.has_upstream:
-            found.append(f"schema {self.schema!r} has unknown columns: {_some(unknown)}. {slower}")
-        if self.has_upstream and self.revision is None:
-            found.append(
-                f"schema {self.schema!r} records no revision in its table migrations: Graphile Worker (Node, Rust) would"
-                " try to install it again and fail",
-            )
+            found.append(f"schema {self.schema!r} has unknown columns: {_some(unknown)}. {_SLOWER}")
         return found
+
+    def revision_warnings(self) -> list[str]:
+        """Those about the ledger."""
+        if not self.has_upstream:
+            return []
+        if self.revision is None:
+            said = (
+                "records no revision in its table migrations: Graphile Worker (Node, Rust) would try to install it again and"
+                " fail"
+            )
+        elif self.revision > NEWEST_REVISION:
+            said = (
+                f"is at Graphile Worker revision {self.revision}; this backfill knows up to {NEWEST_REVISION}. The revisions"
+                f" since are not breaking. {_SLOWER}; look for an upgrade of backfill"
+            )
+        else:
+            return []
+        return [f"schema {self.schema!r} {said}"]
 
 
 async def look(connection: Connection, schema: str) -> State:
