@@ -32,12 +32,17 @@ async def run_on_node(peer: "Peer", *tasks: str, **options: Any) -> None:
 
 async def nothing_left(runs: asyncpg.Connection, schema: str) -> None:
     """Wait until no job is there and nothing is locked."""
-    for sql in (JOBS, NO_LOCKS):
+    await until(lambda: count_is(runs, schema, 0), "no job is there")
+    await nothing_locked(runs, schema)
 
-        async def none(sql: str = sql) -> bool:
-            return bool(await runs.fetchval(with_schema(sql, schema)) == 0)
 
-        await until(none, sql)
+async def nothing_locked(runs: asyncpg.Connection, schema: str) -> None:
+    """Wait until no job and no queue is locked."""
+
+    async def none() -> bool:
+        return bool(await runs.fetchval(with_schema(NO_LOCKS, schema)) == 0)
+
+    await until(none, "nothing is locked")
 
 
 async def test_a_queue_that_node_has_is_left_alone(
@@ -55,7 +60,7 @@ async def test_a_queue_that_node_has_is_left_alone(
         await until(lambda: releaser.ran == 1, "we have run the job without a queue")
         assert [row["number"] for row in await runs.fetch("select number from public.runs order by id")] == [1, 3]
         await peer.ask("release", 1)
-        await peer.event("job:complete", number=1)
+        await nothing_locked(runs, client.schema)
         await client.enqueue("ours only", {"number": 4})  # Node does not tell that a queue is free
         await until(lambda: releaser.ran == 3, "we have run the others")
     await nothing_left(runs, client.schema)
@@ -269,10 +274,10 @@ async def test_node_frees_what_a_dead_worker_of_ours_held_for_four_hours(
             )
         )
     soon = {"minResetLockedInterval": 50, "maxResetLockedInterval": 50, "pollInterval": 50}
-    await peer.ask("run", {"tasks": ["shared"], "events": ["job:complete", "resetLocked:success"], **soon})
-    await peer.event("job:complete", number=1)
-    await peer.event("resetLocked:success")
-    await peer.event("resetLocked:success")
+    await peer.ask("run", {"tasks": ["shared"], "events": ["resetLocked:success"], **soon})
+    await until(lambda: count_is(runs, client.schema, 1), "the first is done")
+    for _ in range(2):
+        await peer.event("resetLocked:success")
     assert [row["number"] for row in await runs.fetch("select number from public.runs")] == [1]
     [left] = await client.list_jobs()
     assert (left.payload["number"], left.locked_by) == (2, "backfill-0123456789abcdef01/7")
