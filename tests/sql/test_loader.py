@@ -1,7 +1,7 @@
 import pytest
 
 from backfill.sql import Statement, UnknownStatementError, parse, quote_ident, statement, statements, text, with_schema
-from backfill.sql.fragments import expand
+from backfill.sql.fragments import expand, fragments_of
 
 GOOD = """\
 -- Notes on the file.
@@ -115,10 +115,24 @@ update t set
     assert expand(content, "f").split("\n")[-5:-1] == ["update t set", "-- A rule.", "a = 1", ", b = 2"]
 
 
-@pytest.mark.parametrize("content", ["-- include: none", "-- fragment: a\n-- include: b\n\n-- fragment: b\n1\n"])
-def test_an_include_of_no_fragment_above_is_refused(content: str) -> None:
-    with pytest.raises(ValueError, match="no fragment called"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("-- include: none", "no fragment called 'none'"),
+        (
+            "-- fragment: a\n-- include: b\n\n-- fragment: b\n-- include: a\n\n-- name: x\n-- include: a\n",
+            "includes itself",
+        ),
+    ],
+)
+def test_an_include_that_leads_nowhere_is_refused(content: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         expand(content, "f")
+
+
+def test_fragments_of_other_files_can_be_included() -> None:
+    fragments = fragments_of("-- fragment: two\n2\n") | fragments_of("-- fragment: one\n-- include: two\n")
+    assert expand("-- name: x\nselect\n-- include: one\n", "f", fragments) == "-- name: x\nselect\n2\n"
 
 
 VARIED = """\

@@ -9,7 +9,7 @@ psql as it stands:
     -- gives: queue_name text
     select …
 
-A piece that several statements of a file share is written once, as a fragment (see ``backfill.sql.fragments``).
+A piece that several statements share is written once, as a fragment (see ``backfill.sql.fragments``).
 ``takes`` and ``gives`` are what the Python side binds and reads, in PostgreSQL's short type names; the SQL check prepares
 every statement on an installed schema and compares. The DDL is in the folder ``schema``.
 """

@@ -1,4 +1,4 @@
-"""Pieces of SQL that several statements of one file share, so that a rule is written once.
+"""Pieces of SQL that several statements share, of one file or of several, so that a rule is written once.
 
 -- fragment: dead_letter_move
 -- What it expects and does.
@@ -10,7 +10,7 @@ with dead as (…),
 -- include: dead_letter_move
 select …
 
-A fragment may include those that stand above it.
+A fragment may include others. The names of all fragments of the package are known in each file.
 
 A statement may have a variant with more in it: the lines that begin with ``--+`` are part of the variant alone, so that
 the plain statement costs nothing for what it does not do.
@@ -23,6 +23,7 @@ select … where true
 """
 
 import re
+from collections.abc import Mapping
 
 _FRAGMENT = re.compile(
     r"^-- fragment: *(?P<name>\w+) *\n(?P<body>.*?)(?=^-- (?:name|fragment):|\Z)", re.MULTILINE | re.DOTALL
@@ -35,22 +36,36 @@ _MORE_LINE = re.compile(r"^ *--\+.*\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^-- include: *(?P<name>\w+) *$", re.MULTILINE)
 
 
-def expand(content: str, file: str) -> str:
+def fragments_of(content: str) -> dict[str, str]:
+    """The fragments that a file defines, by name."""
+    return {found["name"]: found["body"].rstrip() for found in _FRAGMENT.finditer(content)}
+
+
+def expand(content: str, file: str, fragments: Mapping[str, str] | None = None) -> str:
     """The file's text without its fragments, each ``-- include:`` line replaced by the fragment it names, variants written out.
 
+    Args:
+        content: The file's text.
+        file: Its name, for error messages.
+        fragments: What can be included; the file's own if left out.
+
     Raises:
-        ValueError: An include names no fragment of the file, or one that stands below it.
+        ValueError: An include names no fragment, or fragments include each other.
     """
-    fragments: dict[str, str] = {}
+    known = fragments_of(content) if fragments is None else fragments
 
-    def include(match: re.Match[str]) -> str:
-        if match["name"] not in fragments:
-            raise ValueError(f"{file}: there is no fragment called {match['name']!r}")
-        return fragments[match["name"]]
+    def included(text: str, inside: tuple[str, ...]) -> str:
+        def include(match: re.Match[str]) -> str:
+            name = match["name"]
+            if name not in known:
+                raise ValueError(f"{file}: there is no fragment called {name!r}")
+            if name in inside:
+                raise ValueError(f"{file}: the fragment {name!r} includes itself")
+            return included(known[name], (*inside, name))
 
-    for found in _FRAGMENT.finditer(content):
-        fragments[found["name"]] = _INCLUDE.sub(include, found["body"].rstrip())
-    whole = _INCLUDE.sub(include, _FRAGMENT.sub("", content))
+        return _INCLUDE.sub(include, text)
+
+    whole = included(_FRAGMENT.sub("", content), ())
     return "".join(_with_variant(part) for part in _STATEMENT.split(whole))
 
 

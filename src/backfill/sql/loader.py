@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 
-from backfill.sql.fragments import expand
+from backfill.sql.fragments import expand, fragments_of
 from backfill.sql.quoting import with_schema
 
 _HEADER = re.compile(r"--\s*(?P<marker>name|takes|gives)\s*:(?P<value>.*)")
@@ -128,14 +128,18 @@ def statements() -> dict[str, Statement]:
     """All statements of the package by name. The dictionary is shared: do not change it.
 
     Raises:
-        ValueError: A file breaks the format, or two statements have one name.
+        ValueError: A file breaks the format, or two statements, or two fragments, have one name.
     """
+    entries = sorted(files("backfill.sql").iterdir(), key=lambda entry: entry.name)
+    contents = {entry.name: entry.read_text(encoding="utf-8") for entry in entries if entry.name.endswith(".sql")}
+    fragments: dict[str, str] = {}
+    for file, content in contents.items():
+        for name, body in fragments_of(content).items():
+            if fragments.setdefault(name, body) is not body:
+                raise ValueError(f"{file}: another fragment is called {name!r}")
     by_name: dict[str, Statement] = {}
-    folder = files("backfill.sql")
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if not entry.name.endswith(".sql"):
-            continue
-        for found in parse(expand(entry.read_text(encoding="utf-8"), entry.name), entry.name):
+    for file, content in contents.items():
+        for found in parse(expand(content, file, fragments), file):
             other = by_name.setdefault(found.name, found)
             if other is not found:
                 raise ValueError(f"two statements are called {found.name}: in {other.file} and in {found.file}")
