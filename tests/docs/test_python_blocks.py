@@ -5,6 +5,7 @@ import inspect
 import sys
 import types
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -44,7 +45,10 @@ async def names(db: Any, client: BackfillClient) -> AsyncIterator[dict[str, Any]
 
 
 @pytest.mark.parametrize(("block", "where"), BLOCKS)
-async def test_the_block_runs(block: Block, where: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_block_runs(
+    block: Block, where: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", names["database_url"])
     code = compile(block.code, where, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     module = types.ModuleType("documented")
