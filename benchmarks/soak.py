@@ -1,0 +1,216 @@
+"""A fleet under load and faults at random, with the invariant checked all the while: nothing lost, nothing run twice at once.
+
+    ./dev run python benchmarks/soak.py --minutes 30            a soak; the seed is printed, and --seed 7 gives it
+    ./dev run python benchmarks/soak.py --seeds 1-20            the random part of the fault suite, 90 s for each seed
+    ./dev run python benchmarks/soak.py --recovery 10 --lease 30  kills, and how long until the victim's job starts elsewhere
+    ./dev run python benchmarks/soak.py --flood 100000          so many jobs that fail for good
+
+Seeds that are done are noted in --results and left out the next time, so a run that was interrupted goes on. Exit code 1 if
+the invariant was broken; what broke it is told, and where the workers' logs are. The PostgreSQL is one of its own.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for tests.support
+
+import asyncpg
+from tests.support.chaos import SCHEMA, Chaos, Report
+from tests.support.cluster import Node
+from tests.support.fleet import Fleet
+from tests.support.ledger import breaches_at_the_end, enqueue, make_ledger
+from tests.support.until import until
+
+from backfill.client import BackfillClient
+from backfill.model import JobSpec
+from backfill.sql import with_schema
+
+RANDOM_PART = 90.0  # seconds of faults for one seed; with the start and the end it takes up to 3 minutes
+BATCH = 5000
+
+
+def tell(text: str) -> None:
+    print(text, flush=True)
+
+
+def summary(report: Report) -> dict[str, object]:
+    """What the results file says of a run."""
+    return {
+        "seed": report.seed,
+        "seconds": report.seconds,
+        "faults": report.faults.total(),
+        "by_kind": dict(report.faults),
+        **report.counted,
+        "exits": dict(report.exits),
+        "recovered_jobs": spread(report.recoveries),
+        "recovered_first_job_of_a_kill": spread(report.first_recoveries),
+        "wrong": report.wrong[:20],
+    }
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    if not seconds:
+        return {}
+    ordered = sorted(seconds)
+    most = {"median": statistics.median(ordered), "95 %": ordered[len(ordered) * 95 // 100], "most": ordered[-1]}
+    return {"count": len(ordered), **{name: round(value, 1) for name, value in most.items()}}
+
+
+async def chaos(seed: int, seconds: float, results: Path | None) -> bool:
+    """Run one seed; whether the invariant held."""
+    tell(f"seed {seed}: faults for {seconds:g} s")
+    report = await Chaos(seed, tell).run(seconds)
+    found = summary(report)
+    tell(json.dumps(found, indent=2))
+    for wrong in report.wrong:
+        tell(f"BROKEN: {wrong}")
+    if results is not None:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with results.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    return not report.wrong
+
+
+def done(results: Path) -> set[int]:
+    """Seeds that need not run again."""
+    if not results.exists():
+        return set()
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    return {line["seed"] for line in lines if not line["wrong"]}
+
+
+async def seeds(wanted: list[int], results: Path) -> bool:
+    skipped = done(results) & set(wanted)
+    if skipped:
+        tell(f"done before, as {results} says: {sorted(skipped)}")
+    outcomes = [await chaos(seed, RANDOM_PART, results) for seed in wanted if seed not in skipped]
+    return all(outcomes)
+
+
+class Quiet:
+    """A server and a fleet without faults of their own, in an `async with` block."""
+
+    def __init__(self, **environment: str) -> None:
+        self.node = Node()
+        self._folder = tempfile.TemporaryDirectory()
+        self.fleet = Fleet(self.node.dsn(), SCHEMA, Path(self._folder.name), environment)
+        self.connection: asyncpg.Connection
+
+    async def __aenter__(self) -> Self:
+        self.node.make()
+        await self.node.start()
+        async with BackfillClient(self.node.dsn(), SCHEMA):  # installs the schema
+            pass
+        self.connection = await asyncpg.connect(self.node.dsn())
+        await make_ledger(self.connection)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.connection.close()
+        await self.fleet.__aexit__(None, None, None)
+        self.node.remove()
+        self._folder.cleanup()
+
+
+async def recovery(times: int, lease: int) -> bool:
+    """Kill the worker of three that runs a job, again and again."""
+    took = list[float]()
+    async with (
+        Quiet(BACKFILL_LEASE_SECS=str(lease), BACKFILL_LOG_LEVEL="ERROR") as quiet,
+        BackfillClient(quiet.node.dsn(), SCHEMA, install=False) as client,
+    ):
+        await quiet.fleet.started(3, quiet.connection)
+        for _ in range(times):
+            took.append(await recovered(quiet, client, lease))
+            tell(f"killed: started elsewhere after {took[-1]:.2f} s")
+            await quiet.fleet.started(1, quiet.connection)
+    least, median, most = min(took), statistics.median(took), max(took)
+    tell(f"lease {lease} s, {times} kills: least {least:.2f}, median {median:.2f}, most {most:.2f} s")
+    return most <= lease + 5
+
+
+async def recovered(quiet: Quiet, client: BackfillClient, lease: int) -> float:
+    """Kill the worker that runs a job; after how many seconds it started elsewhere."""
+    connection, gate = quiet.connection, str(time.monotonic())
+    (job,) = await enqueue(client, [("waits", gate, JobSpec(), "done")], connection)
+    runs = "select count(*) = $2 from ledger where job = $1"
+    await until(partial(connection.fetchval, runs, job, 1), "it runs")
+    pid = await connection.fetchval("select pid from ledger where job = $1", job)
+    await asyncio.sleep(random.uniform(1, 1 + lease / 6))  # its last beat before the kill may be anywhere
+    killed = await connection.fetchval("select clock_timestamp()")
+    await next(worker for worker in quiet.fleet.workers if worker.pid == pid).kill()
+    await until(partial(connection.fetchval, runs, job, 2), "it runs elsewhere", limit=lease + 60)
+    began = await connection.fetchval("select max(began_at) from ledger where job = $1", job)
+    await connection.execute("insert into gates values ($1)", gate)
+    return float((began - killed).total_seconds())
+
+
+async def flood(jobs: int) -> bool:
+    """So many jobs that fail for good, and one that does not."""
+    spec = JobSpec(max_attempts=1)
+    async with Quiet(BACKFILL_LOG_LEVEL="CRITICAL") as quiet:
+        connection = quiet.connection
+        async with BackfillClient(quiet.node.dsn(), SCHEMA, install=False) as client:
+            for start in range(0, jobs, BATCH):
+                count = min(BATCH, jobs - start)
+                await enqueue(client, [("refuses", {"n": start + n}, spec, "dead") for n in range(count)], connection)
+            began = time.monotonic()
+            await quiet.fleet.started(2, connection, "--concurrency", 20)
+            (urgent,) = await enqueue(client, [("work", {}, JobSpec(priority=-1), "done")], connection)
+            left = with_schema("select count(*) = 0 from graphile_worker._private_jobs", SCHEMA)
+            await until(partial(connection.fetchval, left), "nothing is left", limit=3600)
+            took = time.monotonic() - began
+            wait = await connection.fetchval(
+                "select began_at - at from ledger join enqueued using (job) where job = $1", urgent
+            )
+        wrong = await breaches_at_the_end(connection, SCHEMA)
+    tell(f"{jobs} failing jobs in {took:.1f} s, {jobs / took:.0f}/s; one that was urgent began after {wait}")
+    for line in wrong:
+        tell(f"BROKEN: {line}")
+    return not wrong
+
+
+def numbers(text: str) -> list[int]:
+    """``7`` or ``1-20``."""
+    first, _, last = text.partition("-")
+    return list(range(int(first), int(last or first) + 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, help="a soak of so many minutes")
+    parser.add_argument("--seed", type=int, help="its seed; without --minutes, the random part of that seed alone")
+    parser.add_argument("--seeds", type=numbers, metavar="1-20", help="the random part of each of these seeds")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / ".cache" / "soak.jsonl", help="where seeds are noted [%(default)s]"
+    )
+    parser.add_argument("--recovery", type=int, metavar="KILLS", help="measure how long recovery takes")
+    parser.add_argument("--lease", type=int, default=5, help="seconds, for --recovery [5]")
+    parser.add_argument("--flood", type=int, metavar="JOBS", help="jobs that fail for good")
+    options = parser.parse_args()
+    if options.recovery:
+        work = recovery(options.recovery, options.lease)
+    elif options.flood:
+        work = flood(options.flood)
+    elif options.minutes:
+        seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+        work = chaos(seed, options.minutes * 60, None)
+    elif options.seeds or options.seed is not None:
+        work = seeds(options.seeds or [options.seed], options.results)
+    else:
+        parser.error("give --minutes, --seed, --seeds, --recovery or --flood")
+    sys.exit(0 if asyncio.run(work) else 1)
+
+
+if __name__ == "__main__":
+    main()
