@@ -10,6 +10,7 @@ from backfill.db.moments import moment, read_moments_as_numbers
 from backfill.db.names import DEFAULT_SCHEMA, check_schema_name, quote_ident
 from backfill.db.pool import (
     APPLICATION_NAME,
+    SMALL_SETTINGS,
     WORKER_SETTINGS,
     Connection,
     Pool,

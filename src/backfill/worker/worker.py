@@ -23,6 +23,7 @@ from backfill.db import (
     LISTEN,
     MAINTENANCE,
     RELEASE,
+    SMALL_SETTINGS,
     WORKER_SETTINGS,
     Limit,
     Listener,
@@ -310,7 +311,7 @@ class Worker:
 
     async def _connect(self, limit: Limit) -> Session:
         """A connection for the purpose that the limit is for."""
-        settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else {}
+        settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else SMALL_SETTINGS
         named = {**settings, "application_name": f"{self.id}:{limit.name}"}
         own = self.config.listen_url if limit is LISTEN else None
         connection = await connect(own or self.config.database_url, limit=limit, settings=named)
