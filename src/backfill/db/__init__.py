@@ -32,6 +32,7 @@ __all__ = [
     "LISTEN",
     "MAINTENANCE",
     "RELEASE",
+    "SMALL_SETTINGS",
     "WORKER_SETTINGS",
     "Borrowed",
     "Connection",
