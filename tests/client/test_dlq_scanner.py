@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backfill import BackfillClient, DlqFilter, JobSpec
+from backfill import BackfillClient, DlqFilter, JobSpec, Queue
 from backfill.client.dlq_scanner import DeadLetterScanner, settle_done_elsewhere
 from backfill.errors import ConfigurationError
 from backfill.sql import text
@@ -47,6 +47,27 @@ async def test_used_up_jobs_are_moved_all_of_them(client: BackfillClient, raw: "
     assert entries[0].failure_reason == "Job exceeded maximum retry attempts (2/2)"
     assert entries[0].last_error == {"message": "it broke"}
     assert await client.process_failed_jobs() == 0
+
+
+async def test_jobs_whose_deadline_has_passed_are_moved_though_no_worker_came(
+    client: BackfillClient, raw: "Raw"
+) -> None:
+    now = datetime.now(UTC)
+    late = await client.enqueue("t", "late", JobSpec(deadline=now - timedelta(minutes=1), queue=Queue.serial("q")))
+    await client.enqueue("t", "in time", JobSpec(deadline=now + timedelta(hours=1)))
+    running = await client.enqueue("t", "running", JobSpec(deadline=now - timedelta(minutes=1)))
+    odd = await client.enqueue("t", "odd")
+    await raw.run(
+        "update graphile_worker._private_jobs set locked_at = now(), locked_by = 'w' where id = $1", running.unwrap().id
+    )
+    await raw.run(
+        """update graphile_worker._private_jobs set flags = '{"backfill:deadline=0": true}' where id = $1""",
+        odd.unwrap().id,
+    )
+    assert await client.process_failed_jobs() == 1
+    (entry,) = (await client.list_dlq_jobs()).jobs
+    assert (entry.original_job_id, entry.payload, entry.queue_name) == (late.unwrap().id, "late", "q")
+    assert entry.failure_reason == "Job's deadline passed before it could run"
 
 
 async def test_rows_that_somebody_has_locked_are_left_for_the_next_time(client: BackfillClient, raw: "Raw") -> None:

@@ -1,8 +1,8 @@
 # ruff: noqa: D417 - these docstrings are also those of BackfillClient's methods, without connection and schema
-"""Finding used-up jobs that nobody moved to the dead letter queue, and moving them.
+"""Finding used-up and overdue jobs that nobody moved to the dead letter queue, and moving them.
 
 A job that fails for good on a worker of ours is in the dead letter queue in the statement that fails it. This scan is for
-what other workers (Node, Rust), operators and crashes leave. No index leads to such jobs, so a scan walks the queue's primary
+what other workers (Node, Rust), operators and crashes leave, and for jobs whose deadline passed while no worker came to them. No index leads to such jobs, so a scan walks the queue's primary
 key in pages, each a transaction of its own, until its end; the longer one takes, the longer the next one waits. What the
 dead letter queue holds already does not matter to it.
 
@@ -59,7 +59,9 @@ class Scanned(Database, Protocol):
 async def process_failed_jobs(
     connection: Connection, schema: str, *, moved_by: str = MOVED_BY, stop: asyncio.Event | None = None
 ) -> int:
-    """Move all jobs that have used up their attempts, and that nobody runs, to the dead letter queue; return how many.
+    """Move all jobs that nobody runs and that will not run any more to the dead letter queue; return how many.
+
+    They have used up their attempts, or their deadline has passed.
 
     A job that the dead letter queue refuses, because of a trigger or a column that somebody added, stays where it is and is
     logged as an error; the others are moved.

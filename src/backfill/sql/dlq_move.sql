@@ -89,13 +89,27 @@ gone as (
   returning jobs.id
 )
 
+-- fragment: is_overdue
+-- Whether the deadline of the row `jobs` has passed. Deadlines are written in UTC, so that their texts sort as they do.
+case when jsonb_typeof(jobs.flags) = 'object'
+          then exists (select 1
+                         from jsonb_object_keys(jobs.flags) as flags(name)
+                        where flags.name collate "C" between 'backfill:deadline=' and
+                              'backfill:deadline=' || to_char(now() at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS')
+                          and flags.name ~ '^backfill:deadline=\d{4}-\d\d-\d\dT')
+          else false end
+
 -- name: bury_exhausted_jobs
--- Moves used-up jobs that nobody holds to the dead letter queue: what other workers and crashes left behind.
+-- Moves jobs that nobody holds and that will not run any more to the dead letter queue: used-up ones, which other workers and
+-- crashes left behind, and those whose deadline has passed while no worker came to them.
 -- Walks the primary key from $1 in pages of $2, so that its cost does not depend on what the queue holds behind it.
 -- takes: after_id int8, page int4, moved_by text
 -- gives: moved int8, last_id int8, looked_at int8
 with page as materialized (
-  select jobs.id, jobs.attempts >= jobs.max_attempts and jobs.locked_at is null as used_up
+  select jobs.id, jobs.attempts >= jobs.max_attempts and jobs.locked_at is null as used_up,
+         jobs.flags is not null and jobs.locked_at is null and
+-- include: is_overdue
+         as overdue
     from graphile_worker._private_jobs as jobs
    where jobs.id > $1::int8
    order by jobs.id
@@ -108,8 +122,10 @@ held as materialized (
      select jobs.*
        from graphile_worker._private_jobs as jobs
       where jobs.id = page.id
-        and page.used_up
-        and jobs.attempts >= jobs.max_attempts
+        and (page.used_up or page.overdue)
+        and (jobs.attempts >= jobs.max_attempts or
+-- include: is_overdue
+            )
         and jobs.locked_at is null
         for update skip locked
    ) as found
@@ -117,7 +133,9 @@ held as materialized (
 dead as materialized (
   select held.id, coalesce(tasks.identifier, format('unknown task %s', held.task_id)) as task_identifier,
          queues.queue_name, held.key, held.payload, held.priority, held.max_attempts, held.created_at, held.run_at, held.flags,
-         format('Job exceeded maximum retry attempts (%s/%s)', held.attempts, held.max_attempts) as reason,
+         case when held.attempts >= held.max_attempts
+              then format('Job exceeded maximum retry attempts (%s/%s)', held.attempts, held.max_attempts)
+              else 'Job''s deadline passed before it could run' end as reason,
          case when held.last_error is not null then jsonb_build_object('message', held.last_error) end as error,
          $3::text as moved_by
     from held
