@@ -20,6 +20,7 @@ from backfill.hooks import (
     Skip,
     WorkerRecovered,
 )
+from backfill.model import RetryPolicy
 from backfill.sql import text
 from backfill.worker import recovery as module
 from backfill.worker.recovery import Recovery
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 FUTURE = datetime(2099, 1, 1, tzinfo=UTC)
 
 
-async def swept(sql: "Sql", hooks: HookRegistry, *seen: tuple[str, Any]) -> Swept:
-    recovery = Recovery(hooks, "sweeper")
+async def swept(sql: "Sql", hooks: HookRegistry, *seen: tuple[str, Any], policy: RetryPolicy | None = None) -> Swept:
+    recovery = Recovery(hooks, "sweeper", {"task": policy})
     return await sweep(sql.connection, sql.schema, seen, bury=True, moved_by="sweeper", recovery=recovery)
 
 
@@ -78,6 +79,23 @@ async def test_hooks_reschedule_jobs_and_have_them_count_as_failed(sql: "Sql", c
     assert [rows[0]["run_at"], rows[2]["run_at"]] == [FUTURE, FUTURE]
     assert rows[1]["run_at"] > before + timedelta(seconds=2)  # e seconds
     assert "WorkerCrashed" in rows[1]["last_error"]
+
+
+async def test_a_job_that_counts_as_failed_waits_as_its_task_s_policy_says_or_its_own(
+    sql: "Sql", claims: "Claims"
+) -> None:
+    plain = await sql.add()
+    own = await sql.add(flags=["backfill:retry=7200.0/7200.0/1.0/0.0"])
+    unknown = await sql.add("other")
+    hooks = HookRegistry()
+    hooks.on(JobRecovery, lambda _: FailWithBackoff())
+    await claims.take(tasks=("task", "other"))
+    dead = await dies(claims, running=[plain, own, unknown])
+    await swept(sql, hooks, dead, policy=RetryPolicy(5, 3600.0, 3600.0, 1.0, 0.0))
+    waits = await sql.rows(
+        "select extract(epoch from run_at - now())::int / 1000 as wait from graphile_worker._private_jobs order by id"
+    )
+    assert [row["wait"] for row in waits] == [3, 7, 0]
 
 
 async def test_a_job_that_hooks_leave_stays_locked_with_its_queue(sql: "Sql", claims: "Claims") -> None:

@@ -6,7 +6,7 @@ jobs about which nobody has answered by then go their usual way. Nobody is asked
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from backfill.hooks import (
     Skip,
     WorkerRecovered,
 )
-from backfill.model import Job, graphile_delay
+from backfill.model import Job, RetryPolicy, graphile_delay
 from backfill.sql import text
 
 logger = logging.getLogger(__name__)
@@ -40,15 +40,19 @@ _Answer = Reschedule | FailWithBackoff | Skip
 class Recovery:
     """The hooks of one worker's sweeps."""
 
-    def __init__(self, hooks: HookRegistry, worker_id: str) -> None:
+    def __init__(
+        self, hooks: HookRegistry, worker_id: str, policies: Mapping[str, RetryPolicy | None] | None = None
+    ) -> None:
         """Prepare it.
 
         Args:
             hooks: Who is asked and told.
             worker_id: The worker that sweeps.
+            policies: Those of the tasks that it knows, by their identifiers, for jobs that have none of their own.
         """
         self._hooks = hooks
         self._worker_id = worker_id
+        self._policies = policies or {}
         self._jobs: dict[int, Job] = {}
         self._answers: dict[int, _Answer] = {}
 
@@ -96,7 +100,7 @@ class Recovery:
             released: The rows of ``release_dead``.
         """
         changes = [
-            (job_id, *_change(self._jobs[job_id], answer))
+            (job_id, *self._change(self._jobs[job_id], answer))
             for job_id in (row["job_id"] for row in released if row["verdict"] in _AGAIN)
             if isinstance(answer := self._answers.get(job_id), Reschedule | FailWithBackoff)
         ]
@@ -136,11 +140,10 @@ class Recovery:
             duration=timedelta(0),
         )
 
-
-def _change(job: Job, answer: Reschedule | FailWithBackoff) -> tuple[Any, float, int]:
-    """When the job is to run, or after how many seconds, and how many attempts then count."""
-    if isinstance(answer, Reschedule):
-        return answer.run_at, 0.0, max(0, job.attempts - 1) if answer.attempts is None else answer.attempts
-    policy = job.extras.retry_policy
-    delay = graphile_delay(job.attempts) if policy is None else policy.backoff(job.attempts - 1).total_seconds()
-    return None, delay, job.attempts
+    def _change(self, job: Job, answer: Reschedule | FailWithBackoff) -> tuple[Any, float, int]:
+        """When the job is to run, or after how many seconds, and how many attempts then count."""
+        if isinstance(answer, Reschedule):
+            return answer.run_at, 0.0, max(0, job.attempts - 1) if answer.attempts is None else answer.attempts
+        policy = job.extras.retry_policy or self._policies.get(job.task_identifier)
+        delay = graphile_delay(job.attempts) if policy is None else policy.backoff(job.attempts - 1).total_seconds()
+        return None, delay, job.attempts

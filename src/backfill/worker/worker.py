@@ -160,7 +160,9 @@ class Worker:
             config.schema,
             moved_by=self.id,
             bury=config.dlq_processor_interval is not None,
-            recovery=Recovery(client.hooks, self.id),
+            recovery=Recovery(
+                client.hooks, self.id, {handler.identifier: handler.options.retry_policy for handler in handlers}
+            ),
             on_swept=self._on_swept,
         )
         self.canceller = Canceller(
