@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from backfill.hooks import ShutdownReason, WorkerShutdown
 from backfill.model import JobSpec, Queue, RetryPolicy, task
 from backfill.worker import QueueConfig, WorkerContext
 
@@ -183,3 +184,30 @@ async def test_a_cancelled_call_leaves_nothing_locked(sql: "Sql", make_runner: "
             await call
     assert await sql.locks() == (0, 0)
     assert await sql.count("attempts = 0") == 5
+
+
+async def test_a_slot_that_somebody_cancels_is_named(sql: "Sql", make_runner: "MakeRunner") -> None:
+    """It ends the call in order; hooks are told that it was an error."""
+    started = asyncio.Event()
+
+    @task("long")
+    async def long() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await sql.add("long")
+    runner = await make_runner(long)
+    reasons: list[ShutdownReason] = []
+    runner.on(WorkerShutdown, lambda event: reasons.append(event.reason))
+    call = asyncio.create_task(runner.process_available_jobs())
+    async with asyncio.timeout(30):
+        await started.wait()
+        assert runner.worker is not None
+        slots = zip(runner.worker.slots, runner.worker.slot_tasks, strict=True)
+        idle = next(at_work for slot, at_work in slots if slot.current is None)
+        idle.cancel()
+        runner.hurry()
+        with pytest.raises(RuntimeError, match=f"the worker's task {idle.get_name()!r} ended by itself"):
+            await call
+    assert reasons == [ShutdownReason.ERROR]
+    assert await sql.locks() == (0, 0)

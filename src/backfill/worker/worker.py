@@ -234,11 +234,7 @@ class Worker:
         if ended:
             self.reason = ShutdownReason.ERROR
         abandoned = await self._shutdown.to_the_end(abandon=abandon)
-        for part in ended:
-            error = None if part.cancelled() else part.exception()
-            if isinstance(error, BreakingMigrationError):
-                raise error
-            raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from error
+        _raise_for(ended)
         return abandoned
 
     async def drain(self, *, abandon: bool = False) -> int:
@@ -249,6 +245,11 @@ class Worker:
 
         Returns:
             How many runs ended, failures included.
+
+        Raises:
+            DatabaseError: The database refused the worker's row.
+            SchemaError: The schema has no table of workers.
+            RuntimeError: One of the worker's own loops or slots ended in an unforeseen way. The worker was stopped in order first.
         """
         self.heartbeat.may_exit = abandon
         await self._entered()
@@ -259,12 +260,11 @@ class Worker:
             self.hurry.set()
             await self._shutdown.to_the_end(abandon=False)
             raise
-        ended = [part for part in self._ended() if part is not self.claiming or part.exception() is not None]
+        ended = [part for part in self._ended() if part is not self.claiming or _error_of(part) is not None]
         if ended:
             self.reason = ShutdownReason.ERROR
         await self._shutdown.to_the_end(abandon=False)
-        for part in ended:
-            raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from part.exception()
+        _raise_for(ended)
         return self.releaser.ran
 
     async def _entered(self, stop: asyncio.Event | None = None) -> bool:
@@ -456,6 +456,20 @@ class Worker:
                     lane.config.name,
                     lane.config.concurrency,
                 )
+
+
+def _error_of(part: "asyncio.Task[None]") -> BaseException | None:
+    """Why a loop or slot has ended; None when it has done its work."""
+    return asyncio.CancelledError("it was cancelled") if part.cancelled() else part.exception()
+
+
+def _raise_for(ended: Sequence["asyncio.Task[None]"]) -> None:
+    """Tell of the first loop or slot that ended though nobody had told it to."""
+    for part in ended:
+        error = _error_of(part)
+        if isinstance(error, BreakingMigrationError):
+            raise error
+        raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from error
 
 
 def _shown(config: QueueConfig) -> str:
