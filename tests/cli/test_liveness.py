@@ -5,6 +5,7 @@ import signal
 import pytest
 from tests.cli.conftest import KILL, CommandLine, Rows, locks
 from tests.support.until import until
+from tests.worker.test_processes import ended, pids_in
 
 from backfill import BackfillClient, JobSpec, Queue
 
@@ -89,6 +90,24 @@ async def two_workers(rows: Rows) -> bool:
 
 async def is_idle(rows: Rows) -> bool:
     return await rows("select id from graphile_worker._private_jobs") == [] and await locks(rows) == []
+
+
+async def test_a_killed_worker_s_programs_are_killed_with_what_they_started(
+    cli: CommandLine, client: BackfillClient
+) -> None:
+    folder = cli.folder / "programs"
+    folder.mkdir()
+    (folder / "hang").write_text(
+        "#!/bin/sh\nsh -c 'echo $$ >> pids; exec sleep 1000' &\necho $$ >> pids\necho here\nwait\n"
+    )
+    (folder / "hang").chmod(0o755)
+    await client.enqueue("hang")
+    async with cli.running("worker", "--task-folder", "programs", **LEASE) as worker:
+        started = await pids_in(cli.folder / "pids", 2)
+        await worker.said("(hang): here")  # so it knows of its program
+        worker.signal(KILL)
+        await worker.ended()
+    await until(lambda: all(map(ended, started)), "they have ended")
 
 
 async def test_a_worker_that_starts_after_the_only_one_was_killed_takes_its_jobs_over(

@@ -8,7 +8,7 @@ Ctrl-C reaches the worker alone. It is never run through a shell.
 * It has ended when the program itself has. Processes that it left behind and that still hold its output are given a second,
   then nobody listens to them any more; they are not ended.
 * Cancelled, the whole group gets SIGTERM, three seconds later SIGKILL, and the run ends when the program has.
-* The worker's own end takes them along where it can: ``kill_programs``. A worker that is killed (SIGKILL) leaves them running.
+* The worker's own end takes them along: ``kill_programs``; and if it dies without a word (SIGKILL), a ``Watchman`` does.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from backfill.worker.processes import wait_whatever
+from backfill.worker.watchman import Watchman
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ _LONGEST_LINE: Final = 4_000  # bytes
 _LOOK: Final = 0.02  # seconds between looks at a group that should end
 
 _groups: set[int] = set()
+_watchman = Watchman()
 
 
 class Lines:
@@ -134,6 +136,7 @@ async def run_program(path: Path, given: bytes, environment: Mapping[str, str], 
         raise
     group = transport.get_pid()
     _groups.add(group)
+    _watchman.begun(group)
     stdin = cast("asyncio.WriteTransport", transport.get_pipe_transport(0))
     try:
         if not stdin.is_closing():  # as it is if the program has ended already
@@ -150,6 +153,7 @@ async def run_program(path: Path, given: bytes, environment: Mapping[str, str], 
         raise
     finally:
         _groups.discard(group)
+        _watchman.ended(group)
         program.stop_listening()
         if program.reads:
             stdin.abort()  # what it has not read by now, nobody will
