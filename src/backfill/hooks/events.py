@@ -263,8 +263,9 @@ class JobPermanentlyFail(Observation):
 class JobRecovery(RecoveryDecision):
     """A run was cut short: what is to become of the job?
 
-    By default it runs again and the cut run does not count as an attempt. ``Reschedule``: it runs again at that time.
-    ``FailWithBackoff``: the run counts as failed. ``Skip``: nothing is done about it, it stays locked.
+    By default it runs again. The cut run does not count as an attempt after a stop; after its worker's death it does, if it had
+    begun and was not the last. ``Reschedule``: it runs again at that time. ``FailWithBackoff``: the run counts as failed.
+    ``Skip``: nothing is done about it, it stays locked.
 
     Attributes:
         job: The job.
