@@ -209,8 +209,8 @@ async def test_entries_whose_jobs_others_completed_are_settled(
     with caplog.at_level(logging.INFO, "backfill"):
         assert await DeadLetterScanner(client.pool.acquire, client.schema, 60.0).run_once() == 0
     assert {entry.id for entry in (await client.list_dlq_jobs()).jobs} == {*there, entry_here}
-    logged = " ".join(record.message for record in caplog.records if "other workers completed" in record.message)
-    assert [str(entry) in logged for entry in done] == [True] * len(done)
+    logged = [record.args for record in caplog.records if "is settled and deleted" in record.message]
+    assert logged == [(entry, "t", out[entry]) for entry in done]
 
 
 async def test_an_entry_that_somebody_holds_is_passed_by(client: BackfillClient, raw: "Raw") -> None:

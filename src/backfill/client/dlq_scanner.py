@@ -110,11 +110,14 @@ async def settle_done_elsewhere(connection: Connection, schema: str) -> int:
             row = await connection.fetchrow(text("settle_done_elsewhere", schema), after_job_id, _PAGE)
         if row is None or row["last_job_id"] is None:
             return settled
-        if row["settled"]:
-            settled += len(row["settled"])
+        settled += len(row["settled"])
+        for entry_id, task, job_id in zip(row["settled"], row["tasks"], row["job_ids"], strict=True):
             logger.info(
-                "deleted dead letters whose requeued jobs other workers completed, or somebody removed: %s",
-                ", ".join(map(str, row["settled"])),
+                "dead letter %d (%s) is settled and deleted: job %d, as which it was out, is gone, since another worker"
+                " completed it or somebody removed it",
+                entry_id,
+                task,
+                job_id,
             )
         after_job_id = row["last_job_id"]
 

@@ -221,7 +221,7 @@ delete from graphile_worker.backfill_dlq as entries
 -- Deletes entries that are out as jobs which are not there any more: a page of them in the order of the jobs' ids, from above
 -- $1 on. An entry that somebody else has locked, or has just tied to another job, is passed by.
 -- takes: after_job_id int8, page int8
--- gives: settled int8[], last_job_id int8
+-- gives: settled int8[], tasks text[], job_ids int8[], last_job_id int8
 with page as materialized (
   select entries.id, entries.requeued_job_id as job_id
     from graphile_worker.backfill_dlq as entries
@@ -245,9 +245,12 @@ gone as (
   delete from graphile_worker.backfill_dlq as entries
    using mine
    where entries.id = mine.id
-  returning entries.id
+  returning entries.id, entries.task_identifier, entries.requeued_job_id
 )
-select array(select gone.id from gone order by gone.id) as settled, (select max(page.job_id) from page) as last_job_id
+select array(select gone.id from gone order by gone.id) as settled,
+       array(select gone.task_identifier from gone order by gone.id) as tasks,
+       array(select gone.requeued_job_id from gone order by gone.id) as job_ids,
+       (select max(page.job_id) from page) as last_job_id
 
 -- name: bring_back
 -- Has the entries that are out as the given jobs be here again: the jobs were taken out of the queue without being done.
