@@ -2,7 +2,6 @@
 
     ./dev run python benchmarks/soak.py --minutes 30            a soak; the seed is printed, and --seed 7 gives it
     ./dev run python benchmarks/soak.py --seeds 1-20            the random part of the fault suite, 90 s for each seed
-    ./dev run python benchmarks/soak.py --recovery 10 --lease 30  kills, and how long until the victim's job starts elsewhere
     ./dev run python benchmarks/soak.py --flood 100000          so many jobs that fail for good
 
 Seeds that are done are noted in --results and left out the next time, so a run that was interrupted goes on. Exit code 1 if
@@ -15,20 +14,16 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests.support
 
-import asyncpg
-from tests.support.chaos import SCHEMA, Chaos, Report
-from tests.support.cluster import Node
-from tests.support.fleet import Fleet
-from tests.support.ledger import breaches_at_the_end, enqueue, make_ledger
+from tests.support.chaos import Chaos, Report
+from tests.support.ledger import breaches_at_the_end, enqueue
+from tests.support.quiet import SCHEMA, Quiet
 from tests.support.until import until
 
 from backfill.client import BackfillClient
@@ -97,64 +92,6 @@ async def seeds(wanted: list[int], results: Path) -> bool:
     return all(outcomes)
 
 
-class Quiet:
-    """A server and a fleet without faults of their own, in an `async with` block."""
-
-    def __init__(self, **environment: str) -> None:
-        self.node = Node()
-        self._folder = tempfile.TemporaryDirectory()
-        self.fleet = Fleet(self.node.dsn(), SCHEMA, Path(self._folder.name), environment)
-        self.connection: asyncpg.Connection
-
-    async def __aenter__(self) -> Self:
-        self.node.make()
-        await self.node.start()
-        async with BackfillClient(self.node.dsn(), SCHEMA):  # installs the schema
-            pass
-        self.connection = await asyncpg.connect(self.node.dsn())
-        await make_ledger(self.connection)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.connection.close()
-        await self.fleet.__aexit__(None, None, None)
-        self.node.remove()
-        self._folder.cleanup()
-
-
-async def recovery(times: int, lease: int) -> bool:
-    """Kill the worker of three that runs a job, again and again."""
-    took = list[float]()
-    async with (
-        Quiet(BACKFILL_LEASE_SECS=str(lease), BACKFILL_LOG_LEVEL="ERROR") as quiet,
-        BackfillClient(quiet.node.dsn(), SCHEMA, install=False) as client,
-    ):
-        await quiet.fleet.started(3, quiet.connection)
-        for _ in range(times):
-            took.append(await recovered(quiet, client, lease))
-            tell(f"killed: started elsewhere after {took[-1]:.2f} s")
-            await quiet.fleet.started(1, quiet.connection)
-    least, median, most = min(took), statistics.median(took), max(took)
-    tell(f"lease {lease} s, {times} kills: least {least:.2f}, median {median:.2f}, most {most:.2f} s")
-    return most <= lease + 5
-
-
-async def recovered(quiet: Quiet, client: BackfillClient, lease: int) -> float:
-    """Kill the worker that runs a job; after how many seconds it started elsewhere."""
-    connection, gate = quiet.connection, str(time.monotonic())
-    (job,) = await enqueue(client, [("waits", gate, JobSpec(), "done")], connection)
-    runs = "select count(*) = $2 from ledger where job = $1"
-    await until(partial(connection.fetchval, runs, job, 1), "it runs")
-    pid = await connection.fetchval("select pid from ledger where job = $1", job)
-    await asyncio.sleep(random.uniform(1, 1 + lease / 6))  # its last beat before the kill may be anywhere
-    killed = await connection.fetchval("select clock_timestamp()")
-    await next(worker for worker in quiet.fleet.workers if worker.pid == pid).kill()
-    await until(partial(connection.fetchval, runs, job, 2), "it runs elsewhere", limit=lease + 60)
-    began = await connection.fetchval("select max(began_at) from ledger where job = $1", job)
-    await connection.execute("insert into gates values ($1)", gate)
-    return float((began - killed).total_seconds())
-
-
 async def flood(jobs: int) -> bool:
     """So many jobs that fail for good, and one that does not."""
     spec = JobSpec(max_attempts=1)
@@ -194,13 +131,9 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=ROOT / ".cache" / "soak.jsonl", help="where seeds are noted [%(default)s]"
     )
-    parser.add_argument("--recovery", type=int, metavar="KILLS", help="measure how long recovery takes")
-    parser.add_argument("--lease", type=int, default=5, help="seconds, for --recovery [5]")
     parser.add_argument("--flood", type=int, metavar="JOBS", help="jobs that fail for good")
     options = parser.parse_args()
-    if options.recovery:
-        work = recovery(options.recovery, options.lease)
-    elif options.flood:
+    if options.flood:
         work = flood(options.flood)
     elif options.minutes:
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
@@ -208,7 +141,7 @@ def main() -> None:
     elif options.seeds or options.seed is not None:
         work = seeds(options.seeds or [options.seed], options.results)
     else:
-        parser.error("give --minutes, --seed, --seeds, --recovery or --flood")
+        parser.error("give --minutes, --seed, --seeds or --flood")
     sys.exit(0 if asyncio.run(work) else 1)
 
 

@@ -54,9 +54,7 @@ class Way:
                 await self._open.wait()
                 there, to_there = await asyncio.open_unix_connection(self._target)
                 self._writers.add(to_there)
-                down = asyncio.create_task(self._pass(there, writer))
-                await self._pass(reader, to_there)
-                await down
+                await asyncio.gather(self._pass(there, writer), self._pass(reader, to_there))
                 self._writers.discard(to_there)
         finally:
             writer.transport.abort()
