@@ -9,14 +9,17 @@ took longer than its like) is handed back, and the lane claims nothing ahead for
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from backfill.worker.config import HIGHEST_PRIORITY, LOWEST_PRIORITY, QueueConfig
+from backfill.worker.config import DEAD_LETTER_LANE, HIGHEST_PRIORITY, LOWEST_PRIORITY, QueueConfig
 
 if TYPE_CHECKING:
     from backfill.worker.claimed import Claimed
+
+logger = logging.getLogger(__name__)
 
 AHEAD_SECONDS: Final = 0.01  # a job claimed ahead should start within this
 AHEAD_MOST: Final = 500  # plans were checked for batches of this size
@@ -52,6 +55,13 @@ class Lane:
         self._waiters: list[asyncio.Future[None]] = []
         self._run_time: float | None = None
         self._paused_until = 0.0
+
+    def __str__(self) -> str:
+        config = self.config
+        if config.queue_name is not None:
+            return f"lane {config.name} ({config.concurrency} for queue {config.queue_name})"
+        low, high = config.pieces
+        return f"lane {config.name} ({config.concurrency} for priorities {low}..{high})"
 
     @property
     def buffered(self) -> int:
@@ -172,3 +182,18 @@ def _split(ranges: list[tuple[int, int]], low: int, high: int) -> tuple[list[tup
     inside = [(max(a, low), min(b, high)) for a, b in ranges if a <= high and b >= low]
     outside = [part for a, b in ranges for part in ((a, min(b, low - 1)), (max(a, high + 1), b)) if part[0] <= part[1]]
     return inside, outside
+
+
+def warn_of_gaps(lanes: Sequence[Lane]) -> None:
+    """Warn of priorities that no lane runs, and of slots that a serial queue cannot use."""
+    left_out = gaps(lanes)
+    if left_out:
+        ranges = ", ".join(f"{low}..{high}" for low, high in left_out)
+        logger.warning("no lane of this worker runs jobs of the priorities %s", ranges)
+    for lane in lanes:
+        if lane.config.queue_name is not None and lane.config.concurrency > 1 and lane.config != DEAD_LETTER_LANE:
+            logger.warning(
+                "lane %s has %d slots, but the jobs of a serial queue run one at a time",
+                lane.config.name,
+                lane.config.concurrency,
+            )

@@ -6,11 +6,10 @@ claimed until the worker is back among the living. Outcomes are written all the 
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -18,30 +17,17 @@ from typing import Final
 
 from backfill.client import BackfillClient
 from backfill.cron import CronItem, CronScheduler
-from backfill.db import (
-    CLAIM,
-    LISTEN,
-    MAINTENANCE,
-    RELEASE,
-    SMALL_SETTINGS,
-    WORKER_SETTINGS,
-    Limit,
-    Listener,
-    Session,
-    connect,
-    read_moments_as_numbers,
-    translate,
-)
+from backfill.db import CLAIM, LISTEN, RELEASE, Limit, Listener
 from backfill.errors import BreakingMigrationError
 from backfill.hooks import ShutdownReason
-from backfill.sql import text
 from backfill.worker.cancel import Canceller
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
-from backfill.worker.config import DEAD_LETTER_LANE, QueueConfig, WorkerConfig
+from backfill.worker.config import WorkerConfig
+from backfill.worker.connections import Connections
 from backfill.worker.handler import Handler
 from backfill.worker.heartbeat import Heartbeat
-from backfill.worker.lane import STALE_SECONDS, gaps, make_lanes
+from backfill.worker.lane import STALE_SECONDS, make_lanes, warn_of_gaps
 from backfill.worker.lease import Lease
 from backfill.worker.link import Link
 from backfill.worker.maintenance import notified_count
@@ -95,51 +81,81 @@ class Worker:
         self.config = config
         self.lease = Lease(config.lease.total_seconds())
         self.lanes = make_lanes(config.queue_configs)
+        self.released = asyncio.Event()
+        self.slot_tasks: list[asyncio.Task[None]] = []
+        self.loops: list[asyncio.Task[None]] = []
+        self.claiming: asyncio.Task[None] | None = None
+        self.releasing: asyncio.Task[None] | None = None
         self._client = client
         self._drains = began_at is not None
-        self.released = asyncio.Event()
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix=self.id)
         self._processes = Processes()
-        self._claim_link = Link(partial(self._connect, CLAIM), config.schema)
-        self._release_link = Link(partial(self._connect, RELEASE), config.schema)
+        self._connections = connections = Connections(config, self.id)
+        self._claim_link = Link(partial(connections.connect, CLAIM), config.schema)
+        self._release_link = Link(partial(connections.connect, RELEASE), config.schema)
         self._migrations = MigrationWatch(client)
         self.listener = Listener(
-            partial(self._connect, LISTEN),
+            partial(connections.connect, LISTEN),
             [CHANNEL, CANCEL_CHANNEL, MIGRATE],
             self._on_notify,
-            send=None if config.listen_url is None else self._send,
+            send=None if config.listen_url is None else connections.send,
             on_up=self._on_up,
         )
         self.teller = Teller(client.hooks, worker_id=self.id, on_room=self._on_room)
-        self.releaser = Releaser(
+        self.releaser = self._make_releaser()
+        self.claimer = self._make_claimer(handlers, began_at)
+        self.slots = self._make_slots()
+        self.cron = CronScheduler(cron, config.schema, connections.maintenance, hooks=client.hooks) if cron else None
+        self.sweeper = self._make_sweeper(handlers)
+        self.canceller = Canceller(
+            self.slots, connections.maintenance, config.schema, moved_by=self.id, bury=self._buries
+        )
+        self.upkeep = Upkeep(connections.maintenance, config, worker_id=self.id, on_orphans=self.sweeper.sweep_orphans)
+        self.vitals = Vitals(self.slots, self.releaser.held, STALE_SECONDS)
+        self.heartbeat = self._make_heartbeat(handlers)
+        self._shutdown = Shutdown(self)
+
+    # -- its parts ------------------------------------------------------------------------------
+
+    @property
+    def _buries(self) -> bool:
+        """Whether what fails for good goes to the dead letter queue."""
+        return self.config.dlq_processor_interval is not None
+
+    def _make_releaser(self) -> Releaser:
+        return Releaser(
             self._release_link,
             worker_id=self.id,
-            bury=config.dlq_processor_interval is not None,
-            clean_up=client.hooks.switches.dlq_cleanup,
-            log_jobs=config.log_jobs,
+            bury=self._buries,
+            clean_up=self._client.hooks.switches.dlq_cleanup,
+            log_jobs=self.config.log_jobs,
             teller=self.teller,
             on_released=self._on_released,
             on_retry=self._on_retry,
             on_stale=self._on_stale,
         )
-        self.claimer = Claimer(
+
+    def _make_claimer(self, handlers: Sequence[Handler], began_at: datetime | None) -> Claimer:
+        return Claimer(
             self._claim_link,
             worker_id=self.id,
             lanes=self.lanes,
             handlers=handlers,
             releaser=self.releaser,
             teller=self.teller,
-            poll_interval=config.poll_interval.total_seconds(),
+            poll_interval=self.config.poll_interval.total_seconds(),
             is_listening=lambda: self.listener.proven,
             reconcile=self.reconcile,
             lease=self.lease,
             began_at=began_at,
-            forbidden_flags=config.forbidden_flags,
+            forbidden_flags=self.config.forbidden_flags,
         )
-        self.slots = [
+
+    def _make_slots(self) -> list[Slot]:
+        return [
             Slot(
                 lane,
-                client=client,
+                client=self._client,
                 worker_id=self.id,
                 threads=self._threads,
                 processes=self._processes,
@@ -150,35 +166,24 @@ class Worker:
             for lane in self.lanes
             for _ in range(lane.config.concurrency)
         ]
-        self.cron = CronScheduler(cron, config.schema, self._maintain, hooks=client.hooks) if cron else None
-        self.slot_tasks: list[asyncio.Task[None]] = []
-        self.loops: list[asyncio.Task[None]] = []
-        self.claiming: asyncio.Task[None] | None = None
-        self.releasing: asyncio.Task[None] | None = None
-        self.sweeper = Sweeper(
-            self._maintain,
-            config.schema,
+
+    def _make_sweeper(self, handlers: Sequence[Handler]) -> Sweeper:
+        policies = {handler.identifier: handler.options.retry_policy for handler in handlers}
+        return Sweeper(
+            self._connections.maintenance,
+            self.config.schema,
             moved_by=self.id,
-            bury=config.dlq_processor_interval is not None,
-            recovery=Recovery(
-                client.hooks, self.id, {handler.identifier: handler.options.retry_policy for handler in handlers}
-            ),
+            bury=self._buries,
+            recovery=Recovery(self._client.hooks, self.id, policies),
             on_swept=self._on_swept,
         )
-        self.canceller = Canceller(
-            self.slots,
-            self._maintain,
-            config.schema,
-            moved_by=self.id,
-            bury=config.dlq_processor_interval is not None,
-        )
-        self.upkeep = Upkeep(self._maintain, config, worker_id=self.id, on_orphans=self.sweeper.sweep_orphans)
-        self.vitals = Vitals(self.slots, self.releaser.held, STALE_SECONDS)
-        self.heartbeat = Heartbeat(
-            partial(self._connect, Limit("heartbeat", self.lease.seconds / 3)),
-            config.schema,
+
+    def _make_heartbeat(self, handlers: Sequence[Handler]) -> Heartbeat:
+        return Heartbeat(
+            partial(self._connections.connect, Limit("heartbeat", self.lease.seconds / 3)),
+            self.config.schema,
             lease=self.lease,
-            row=worker_row(self.id, config.queue_configs, [handler.identifier for handler in handlers]),
+            row=worker_row(self.id, self.config.queue_configs, [handler.identifier for handler in handlers]),
             vitals=self.vitals,
             listeners=Listeners(
                 self._processes.extend,
@@ -188,7 +193,6 @@ class Worker:
                 self.sweeper.observe,
             ),
         )
-        self._shutdown = Shutdown(self)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -210,7 +214,7 @@ class Worker:
                 stopped in order first.
             RuntimeError: One of the worker's own loops or slots ended in an unforeseen way; likewise.
         """
-        self._warn_of_gaps()
+        warn_of_gaps(self.lanes)
         self.heartbeat.may_exit = abandon
         if not await self._entered(stop):
             return 0
@@ -220,7 +224,7 @@ class Worker:
         if self.cron is not None:
             self.loops.append(asyncio.create_task(self.cron.run(), name="cron"))
         self.loops.append(asyncio.create_task(self._migrations.run(), name="migrations"))
-        logger.info("worker %s started: %s", self.id, ", ".join(_shown(lane.config) for lane in self.lanes))
+        logger.info("worker %s started: %s", self.id, ", ".join(map(str, self.lanes)))
         waiter = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait([waiter, *self.loops, *self.slot_tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -311,32 +315,6 @@ class Worker:
     def _ended(self) -> list[asyncio.Task[None]]:
         return [part for part in (*self.loops, *self.slot_tasks) if part.done()]
 
-    async def _connect(self, limit: Limit) -> Session:
-        """A connection for the purpose that the limit is for."""
-        settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else SMALL_SETTINGS
-        named = {**settings, "application_name": f"{self.id}:{limit.name}"}
-        own = self.config.listen_url if limit is LISTEN else None
-        connection = await connect(own or self.config.database_url, limit=limit, settings=named)
-        if limit is CLAIM:
-            await read_moments_as_numbers(connection)
-        return connection
-
-    async def _send(self, channel: str, payload: str) -> None:
-        """Send a notification the way that those about jobs are sent."""
-        async with self._maintain() as connection:
-            await connection.fetchval(text("send_notification", self.config.schema), channel, payload)
-
-    @contextlib.asynccontextmanager
-    async def _maintain(self) -> AsyncIterator[Session]:
-        """A connection for something that is seldom done. Not one of the pool's, which handlers may have exhausted."""
-        connection = await self._connect(MAINTENANCE)
-        try:
-            yield connection
-        except TimeoutError as error:
-            raise translate(error, "maintenance", limit=MAINTENANCE) from error
-        finally:
-            await connection.leave()
-
     async def close(self, deadline: float, *, wait_for_threads: bool) -> None:
         """End what still runs and close the connections, the heartbeat's last. For ``Shutdown``.
 
@@ -419,7 +397,7 @@ class Worker:
 
         if not self._claim_link.is_open:
             self.listener.doubt()
-        async with self._maintain() as connection:
+        async with self._connections.maintenance() as connection:
             return await reconcile(
                 connection,
                 self.config.schema,
@@ -444,19 +422,6 @@ class Worker:
                 compared_at = now
                 self.claimer.compare()
 
-    def _warn_of_gaps(self) -> None:
-        left_out = gaps(self.lanes)
-        if left_out:
-            ranges = ", ".join(f"{low}..{high}" for low, high in left_out)
-            logger.warning("no lane of this worker runs jobs of the priorities %s", ranges)
-        for lane in self.lanes:
-            if lane.config.queue_name is not None and lane.config.concurrency > 1 and lane.config != DEAD_LETTER_LANE:
-                logger.warning(
-                    "lane %s has %d slots, but the jobs of a serial queue run one at a time",
-                    lane.config.name,
-                    lane.config.concurrency,
-                )
-
 
 def _error_of(part: "asyncio.Task[None]") -> BaseException | None:
     """Why a loop or slot has ended; None when it has done its work."""
@@ -470,10 +435,3 @@ def _raise_for(ended: Sequence["asyncio.Task[None]"]) -> None:
         if isinstance(error, BreakingMigrationError):
             raise error
         raise RuntimeError(f"the worker's task {part.get_name()!r} ended by itself") from error
-
-
-def _shown(config: QueueConfig) -> str:
-    if config.queue_name is not None:
-        return f"lane {config.name} ({config.concurrency} for queue {config.queue_name})"
-    low, high = config.pieces
-    return f"lane {config.name} ({config.concurrency} for priorities {low}..{high})"
