@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ALL = (-32768, 32767)
 HOUR = timedelta(hours=1)
 ANY = True  # suspects too
+Frontier = tuple[list[int], list[datetime], list[int | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +138,28 @@ class Claims:
         other_queues: Sequence[str] = (),
         began_at: datetime | None = None,
         suspects: bool = True,
+        frontier: Frontier = ([], [], []),
     ) -> list[asyncpg.Record]:
         """Claim for one lane; the rows in the order in which a worker would run them."""
         piece = ([0], [priorities[0]], [priorities[1]], [idle], [idle if wanted is None else wanted])
         self.number += 1
         rows = await self.sql.named(
-            "claim_jobs", self.token, await self.task_ids(tasks), *piece, list(other_queues), began_at, [], suspects
+            "claim_jobs",
+            self.token,
+            await self.task_ids(tasks),
+            *piece,
+            list(other_queues),
+            began_at,
+            [],
+            suspects,
+            *frontier,
         )
         return sorted(rows, key=lambda row: (row["priority"], row["run_at"], row["id"]))
+
+    async def frontier(self, *, other_queues: Sequence[str] = (), tasks: Sequence[str] = ("task",)) -> Frontier:
+        """Where claims may begin to look for queued jobs now."""
+        rows = await self.sql.named("find_frontier", await self.task_ids(tasks), self.worker, list(other_queues))
+        return [row["priority"] for row in rows], [row["run_at"] for row in rows], [row["id"] for row in rows]
 
     async def take_head(
         self, queue: str, tasks: Sequence[str] = ("task",), *, suspects: bool = True

@@ -23,11 +23,13 @@ def a_lane(concurrency: int = 4, **settings: Any) -> Lane:
     return make_lanes([QueueConfig("lane", concurrency, **settings)])[0]
 
 
-def a_job(job_id: int, priority: int = 0, seconds: int = 0, claimed_at: float | None = None) -> Any:
+def a_job(
+    job_id: int, priority: int = 0, seconds: int = 0, claimed_at: float | None = None, queue_id: int | None = None
+) -> Any:
     """What a lane needs of a claimed job."""
     due = NOW + timedelta(seconds=seconds)
     claimed = time.monotonic() if claimed_at is None else claimed_at
-    return SimpleNamespace(id=job_id, priority=priority, due=due, claimed_at=claimed)
+    return SimpleNamespace(id=job_id, priority=priority, due=due, claimed_at=claimed, queue_id=queue_id)
 
 
 def drain(lane: Lane) -> list[int]:
@@ -133,7 +135,7 @@ async def test_a_lane_that_got_less_than_it_has_room_for_waits_for_a_reason() ->
     lane = a_lane(4)
     tasks = await waiting(lane, 4)
     idle, wanted = lane.wanted()
-    lane.claimed(idle, wanted, 0)
+    lane.claimed(idle, wanted, [])
     assert not lane.hungry
     assert lane.wanted() == (0, 0)
     lane.look_again()
@@ -146,7 +148,7 @@ async def test_a_reason_that_comes_while_a_claim_is_under_way_stands() -> None:
     tasks = await waiting(lane, 4)
     idle, wanted = lane.wanted()
     lane.look_again()
-    lane.claimed(idle, wanted, 0)
+    lane.claimed(idle, wanted, [])
     assert lane.hungry
     await ended(tasks)
 
@@ -194,7 +196,7 @@ def test_no_claiming_ahead_from_what_seems_empty() -> None:
     lane = a_lane(10)
     lane.ran(0.0001)
     idle, wanted = lane.wanted()
-    lane.claimed(idle, wanted, wanted - 1)
+    lane.claimed(idle, wanted, [a_job(n) for n in range(wanted - 1)])
     assert lane.hungry
     assert lane.wanted() == (0, 0)
     lane.look_again()
@@ -219,3 +221,37 @@ def test_take_all_leaves_nothing(count: int) -> None:
     lane.put([a_job(n) for n in range(count)])
     assert sorted(job.id for job in lane.take_all()) == list(range(count))
     assert lane.take() is None
+
+
+def test_what_waits_for_a_slot_may_be_overtaken_by_what_is_more_urgent() -> None:
+    lane = a_lane(2, priority_range=(-10, 10))
+    lane.look_again()
+    assert not lane.may_be_overtaken
+    lane.put([a_job(1, 3), a_job(2, 5)])
+    lane.look_again()
+    assert lane.may_be_overtaken
+    assert lane.overtaking() == [(-10, 2)]
+    assert not lane.may_be_overtaken
+    lane.put([a_job(3, -10)])
+    assert lane.overtaking() == []
+
+
+async def test_what_idle_slots_are_about_to_take_may_not() -> None:
+    lane = a_lane(2)
+    tasks = await waiting(lane, 2)
+    lane.put([a_job(1, 3), a_job(2, 5)])
+    lane.look_again()
+    assert not lane.may_be_overtaken
+    await ended(tasks)
+
+
+def test_a_queue_that_became_free_is_no_reason_to_claim_ahead() -> None:
+    lane = a_lane(2)
+    lane.ran(0.0001)
+    lane.claimed(2, 2, [a_job(1, queue_id=1), a_job(2, queue_id=2)])
+    assert lane.hungry
+    assert lane.wanted() == (0, 0), "there are none but queued jobs"
+    lane.look_again(ahead=False)
+    assert lane.wanted() == (0, 0)
+    lane.look_again()
+    assert lane.wanted()[1] > 0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.worker.conftest import ANY
+from tests.worker.conftest import ANY, Frontier
 
 from backfill.sql import statement, text
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MANY = 200_000
 FEW = 2_000
+NO_FRONTIER: Frontier = ([], [], [])
 SLACK = 60  # pages: deeper index trees, a few more heap pages for rows that lie elsewhere
 JOBS = "_private_jobs"
 STATEMENTS = (
@@ -33,6 +34,7 @@ STATEMENTS = (
     "refresh_locks",
     "still_held",
     "next_due",
+    "find_frontier",
 )
 
 
@@ -102,12 +104,13 @@ async def arguments(name: str, claims: "Claims", jobs: list[int]) -> tuple[Any, 
     token, piece = claims.token, (tasks, [0], [-32768], [32767], [10], [10])
     held: tuple[list[Any], ...] = ([], [], jobs, tokens)
     more: dict[str, tuple[Any, ...]] = {
-        "claim_jobs": (token, *piece, [], None, [], ANY),
+        "claim_jobs": (token, *piece, [], None, [], ANY, *NO_FRONTIER),
         "claim_queue_head": (token, tasks, "q1", None, True),
-        "claim_jobs_without_flags": (token, *piece, [], None, [], True, ["f"]),
+        "claim_jobs_without_flags": (token, *piece, [], None, [], True, *NO_FRONTIER, ["f"]),
         "claim_queue_head_without_flags": (token, tasks, "q1", None, True, ["f"]),
         "free_queues_without_flags": (tasks, [], [], 10, ["f"]),
         "next_due": (tasks,),
+        "find_frontier": (tasks, "w", []),
         "release_failed": (
             *held,
             *([value] * len(jobs) for value in (False, "m", "{}", True, 1.0)),
@@ -149,13 +152,15 @@ async def test_no_scan_of_all_jobs(sql: "Sql", claims: "Claims", prepared_first:
         assert pages(plan) < 3_000, f"{name} read {pages(plan)} pages"
 
 
-async def claim_pages(claims: "Claims", *, idle: int = 10, wanted: int = 10) -> tuple[int, int]:
+async def claim_pages(
+    claims: "Claims", *, idle: int = 10, wanted: int = 10, frontier: Frontier = NO_FRONTIER
+) -> tuple[int, int]:
     """Pages read by a claim of ten, and jobs claimed; prepared anew."""
     prepared = Prepared(claims.sql)
     await prepared.prepare("claim_jobs")
     tasks = await claims.task_ids(["task"])
     piece = ([0], [-32768], [32767], [idle], [wanted])
-    plan = await prepared.explain("claim_jobs", claims.token, tasks, *piece, [], None, [], ANY)
+    plan = await prepared.explain("claim_jobs", claims.token, tasks, *piece, [], None, [], ANY, *frontier)
     await claims.sql.run("deallocate claim_jobs")
     return pages(plan), int(plan["Actual Rows"])
 
@@ -200,6 +205,38 @@ async def test_jobs_behind_held_queues_cost_those_without_a_queue_nothing(sql: "
     after, taken = await claim_pages(claims)
     assert taken == 10
     assert after < 2 * before + SLACK
+
+
+async def test_jobs_behind_held_queues_cost_other_queues_nothing_from_the_frontier_on(
+    sql: "Sql", claims: "Claims"
+) -> None:
+    await load(sql, FEW, queue="'q' || n % 50")
+    before, taken = await claim_pages(claims)
+    assert taken == 10
+    await load(sql, 50_000, queue="'held'", run_at="now() - interval '2 h'")
+    await sql.run(
+        "update graphile_worker._private_job_queues set locked_at = now(), locked_by = 'node' where queue_name = 'held'"
+    )
+    after, taken = await claim_pages(claims, frontier=await claims.frontier())
+    assert taken == 10
+    assert after < 2 * before + SLACK
+
+
+@pytest.mark.parametrize("queue", ["'q'", "'q' || n"], ids=["one queue", "many queues"])
+async def test_many_jobs_of_one_moment_cost_a_claim_as_much_as_few_from_the_frontier_on(
+    sql: "Sql", claims: "Claims", queue: str
+) -> None:
+    await load(sql, FEW, queue=queue, run_at="now() - interval '1 h'")
+    few, taken = await claim_pages(claims, frontier=await claims.frontier())
+    assert taken > 0
+    await sql.run("delete from graphile_worker._private_jobs")
+    await load(sql, 50_000, queue=queue, run_at="now() - interval '1 h'")
+    many, taken = await claim_pages(claims, frontier=await claims.frontier())
+    assert taken > 0
+    assert many < 2 * few + SLACK
+    read, taken = await claim_pages(claims)
+    assert taken > 0
+    assert read < 1_500, "without it all of them are looked through once, not for each queue"
 
 
 async def test_releases_read_what_they_release_however_much_waits(sql: "Sql", claims: "Claims") -> None:

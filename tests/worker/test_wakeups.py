@@ -209,6 +209,25 @@ async def test_neither_keyed_nor_serial_jobs_are_claimed_ahead(
     assert ahead.wrong == 0
 
 
+@pytest.mark.parametrize("extra", [{}, {"job_key": "k"}, {"queue_name": "q"}], ids=["plain", "keyed", "queued"])
+async def test_an_urgent_job_overtakes_what_was_claimed_ahead(
+    sql: "Sql", run_worker: "RunWorker", until: "Until", ahead: "Ahead", extra: dict[str, Any]
+) -> None:
+    """The only slot is taken, and jobs wait for it: a notification has the worker claim what is to come before these."""
+    await sql.add_many(4_000)
+    async with run_worker(ahead.task, queue_configs=[QueueConfig("only", 1)], ready=False) as running:
+        ahead.lanes += running.worker.lanes
+        async with asyncio.timeout(30):
+            await ahead.blocked.wait()
+        (lane,) = running.worker.lanes
+        urgent = await sql.add("task", priority=-20, **extra)
+        await until(lambda: urgent in running.worker.releaser.held, "the urgent one was claimed")
+        if lane.buffered:  # or what had waited for too long went back meanwhile, and the urgent one with it
+            assert lane._buffer[-1][-1].id == urgent
+        ahead.may_end.set()
+        await until(lambda: none_left(sql), "they all run in the end")
+
+
 @pytest.mark.parametrize("payload", ['{"r":0.5,"count":0}', '{"r":0.5,"count":-1}'])
 async def test_notifications_of_nothing_are_ignored(
     sql: "Sql", run_worker: "RunWorker", until: "Until", payload: str

@@ -81,10 +81,12 @@ select 1
 -- come after such a job that had to be left.
 -- $8 are queues with a lane of their own, $10 queues to look behind; $9, where it is not null, is when the caller began: only what was due then, or
 -- was made since to run at once, is taken.
+-- $12–$14 are the frontier, as find_frontier gives it: of these priorities queued jobs are looked for from there on.
 -- A suspect (a worker died with it in its hands) is never claimed ahead, and one at most is claimed, none without $11.
 -- Nothing is claimed for a worker that counts as dead.
 -- takes: token text, task_ids int4[], lanes int4[], lows int2[], highs int2[], idle int4[], wanted int4[]
 -- takes: other_queues text[], began_at timestamptz, passed_queues int4[], suspects bool
+-- takes: frontier_priorities int2[], frontier_times timestamptz[], frontier_ids int8[]
 --+ -- takes: forbidden_flags text[]
 -- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
@@ -134,7 +136,7 @@ free as materialized (
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
            and (jobs.flags is null or $11::bool or strpos(jobs.flags::text, '"backfill:crashes=') = 0)
-           --+ and (jobs.flags is null or not jobs.flags ?| $12::text[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
            and ($9::timestamptz is null
                 or jobs.run_at <= $9::timestamptz
                 or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
@@ -145,8 +147,11 @@ free as materialized (
       limit piece.wanted
    ) as found
 ),
+frontier as materialized (
+  select * from unnest($12::int2[], $13::timestamptz[], $14::int8[]) as f(priority, run_at, id)
+),
 candidate as materialized (
-  select piece.lane, piece.idle, piece.wanted, found.priority, found.run_at, found.queue_id
+  select piece.lane, piece.idle, piece.wanted, found.id, found.priority, found.run_at, found.queue_id
     from piece
    cross join lateral (
      with recursive level(priority) as (
@@ -167,18 +172,24 @@ candidate as materialized (
          from level
         where level.priority is not null
      )
-     select due.priority, due.run_at, due.queue_id
+     select due.id, due.priority, due.run_at, due.queue_id
        from level
       cross join lateral (
-        select jobs.priority, jobs.run_at, jobs.job_queue_id as queue_id
+        select coalesce(max(frontier.run_at), '-infinity') as run_at
+          from frontier
+         where frontier.priority = level.priority
+      ) as start
+      cross join lateral (
+        select jobs.id, jobs.priority, jobs.run_at, jobs.job_queue_id as queue_id
           from graphile_worker._private_jobs as jobs
          where jobs.is_available = true
            and jobs.priority = level.priority
+           and jobs.run_at >= start.run_at
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
            and (jobs.job_queue_id is not null or jobs.flags is null or $11::bool
                 or strpos(jobs.flags::text, '"backfill:crashes=') = 0)
-           --+ and (jobs.flags is null or not jobs.flags ?| $12::text[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
            and (jobs.job_queue_id is null
                 or (jobs.job_queue_id <> all($10::int4[])
                     and (select queues.is_available and queues.queue_name <> all($8::text[])
@@ -212,21 +223,55 @@ queue as materialized (
         for update skip locked
    ) as free_queue
 ),
+tied as materialized (  -- jobs of the same priority and time, which may be many: looked through once for all queues
+  select ties.priority, ties.run_at, ties.queue_ids, ties.last_id,
+         case when ties.last_id - frontier.id < 20000 then frontier.id end as first_id
+    from (
+      select queue.priority, queue.run_at, array_agg(queue.queue_id) as queue_ids, max(queue.id) as last_id
+        from queue
+       group by queue.priority, queue.run_at
+    ) as ties
+    left join frontier on frontier.priority = ties.priority and frontier.run_at = ties.run_at
+),
+lowest as materialized (
+  select tie.queue_id, tie.id
+    from tied
+   cross join lateral (
+     select jobs.job_queue_id as queue_id, min(jobs.id) as id
+       from graphile_worker._private_jobs as jobs
+      where jobs.is_available = true
+        and jobs.priority = tied.priority
+        and jobs.run_at = tied.run_at
+        and jobs.job_queue_id = any(tied.queue_ids)
+        and jobs.task_id = any($2::int4[])
+        --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
+        and tied.first_id is null
+      group by jobs.job_queue_id
+   ) as tie
+  union all
+  select tie.queue_id, tie.id
+    from tied
+   cross join lateral (
+     select jobs.job_queue_id as queue_id, min(jobs.id) as id
+       from graphile_worker._private_jobs as jobs
+      where jobs.id between tied.first_id and tied.last_id
+        and jobs.is_available is not distinct from true  -- by the primary key's index: not a condition that another one has
+        and jobs.priority is not distinct from tied.priority
+        and jobs.run_at is not distinct from tied.run_at
+        and jobs.job_queue_id = any(tied.queue_ids)
+        and jobs.task_id = any($2::int4[])
+        --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
+      group by jobs.job_queue_id
+   ) as tie
+   where tied.first_id is not null
+),
 head as materialized (
   select queue.lane, queue.idle, queue.wanted, first.id, first.priority, first.run_at, true as keyed,
          first.suspect, queue.queue_id
     from queue
    cross join lateral (
-     select tie.id
-       from graphile_worker._private_jobs as tie
-      where tie.is_available = true
-        and tie.priority = queue.priority
-        and tie.run_at = queue.run_at
-        and tie.job_queue_id = queue.queue_id
-        and tie.task_id = any($2::int4[])
-        --+ and (tie.flags is null or not tie.flags ?| $12::text[])
-      order by tie.id + 0  -- not by the primary key's index, which would read all older jobs
-      limit 1
+     select coalesce((select least(lowest.id, queue.id) from lowest where lowest.queue_id = queue.queue_id), queue.id) as id
+     offset 0
    ) as lowest
    cross join lateral (
      select jobs.id, jobs.priority, jobs.run_at,
@@ -237,7 +282,7 @@ head as materialized (
         and jobs.run_at <= now()
         and jobs.job_queue_id = queue.queue_id
         and jobs.task_id = any($2::int4[])
-        --+ and (jobs.flags is null or not jobs.flags ?| $12::text[])
+        --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
         for update skip locked
    ) as first
 ),
@@ -362,6 +407,54 @@ select distinct first.queue_id
      limit $4::int4
   ) as first
  where first.queue_id is not null
+
+-- name: find_frontier
+-- Where claims may begin to look for queued jobs: for each priority the time before which all due jobs are of queues that others
+-- hold, and the lowest id of the queued jobs of just that time. Jobs of queues that $2 holds count as free, since it knows when
+-- it frees them. Of others' freed queues, and of jobs given an earlier time, a frontier knows nothing: it is for a short while.
+-- takes: task_ids int4[], worker_id text, other_queues text[]
+-- gives: priority int2, run_at timestamptz, id int8
+-- include: levels
+select level.priority, start.run_at,
+       case when first.queue_id is not null
+            then (select min(tie.id + 0)  -- not by the primary key's index, which would read all older jobs
+                    from graphile_worker._private_jobs as tie
+                   where tie.is_available = true
+                     and tie.priority = level.priority
+                     and tie.run_at = first.run_at
+                     and tie.job_queue_id is not null
+                     and tie.task_id = any($1::int4[]))
+       end as id
+  from level
+  left join lateral (
+    select jobs.run_at, jobs.job_queue_id as queue_id
+      from graphile_worker._private_jobs as jobs
+     where jobs.is_available = true
+       and jobs.priority = level.priority
+       and jobs.run_at <= now()
+       and jobs.task_id = any($1::int4[])
+       and (jobs.job_queue_id is null
+            or (select (queues.is_available or starts_with(queues.locked_by, $2::text || '/'))
+                       and queues.queue_name <> all($3::text[])
+                  from graphile_worker._private_job_queues as queues
+                 where queues.id = jobs.job_queue_id))
+     order by jobs.priority, jobs.run_at
+     limit 1
+  ) as first on true
+  left join lateral (  -- all are of held queues: from behind the last
+    select jobs.run_at
+      from graphile_worker._private_jobs as jobs
+     where jobs.is_available = true
+       and jobs.priority = level.priority
+       and jobs.run_at <= now()
+       and first.run_at is null
+     order by jobs.priority desc, jobs.run_at desc
+     limit 1
+  ) as last on true
+ cross join lateral (
+   select coalesce(first.run_at, last.run_at + interval '1 microsecond') as run_at
+ ) as start
+ where start.run_at > timestamptz '0001-01-02 00:00+00'  -- Python's dates begin there
 
 -- name: tell_others
 -- Wakes every worker: a queue became free, and its next job is not one for the worker that freed it.

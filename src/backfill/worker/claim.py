@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from backfill.errors import BackfillError
 from backfill.hooks import LocalQueueGetJobsComplete
 from backfill.worker.claimed import Claimed
 from backfill.worker.forbidden import ForbiddenFlags, ForbiddenFlagsError, flags_now
+from backfill.worker.frontier import Frontier
 from backfill.worker.handler import Handler
 from backfill.worker.lane import Lane
 from backfill.worker.lease import Fence, Lease
@@ -38,7 +39,11 @@ _RECONCILE_AGAIN: Final = 1.0  # seconds until what could not be handed back is 
 _TELL: Final = 0.05  # seconds between notifications about queues that became free
 _MOST_PASSED: Final = 100  # queues that a poll looks behind at most
 _ASK_DUE: Final = 1.0  # seconds between questions for the next due time that notifications may cause
+_OVERTAKE: Final = 0.002  # seconds between looks for what is more urgent than what is claimed already
+_MUCH: Final = 100  # a claim of more jobs takes several times as long as one of none
 _QUIET: Final = 20  # a lane's queue that had nothing is looked at again after so many times what the look cost
+
+_Piece = tuple[int, int, int, int, int]  # lane, lowest and highest priority, idle slots, jobs wanted
 
 
 class Claimer:
@@ -96,6 +101,9 @@ class Claimer:
         self._other_queues = [lane.config.queue_name for lane in lanes if lane.config.queue_name is not None]
         self._by_priority: dict[int, Lane] = {}
         self._quiet_until: dict[int, float] = {}
+        self._frontier = Frontier(is_used=began_at is None)
+        self._overtook_at = 0.0
+        self._heard_of_new = False
         self._behind_at = 0.0
         self._behind = False
         self._passed: list[int] = []
@@ -130,22 +138,25 @@ class Claimer:
         if not self._event.is_set():
             self._event.set()
 
-    def look(self) -> None:
-        """There may be new jobs for every lane."""
+    def look(self, *, ahead: bool = True) -> None:
+        """There may be new jobs for every lane; without ``ahead`` none that could be claimed ahead."""
         for lane in self._lanes.values():
-            lane.look_again()
+            lane.look_again(ahead=ahead)
+        self._heard_of_new |= ahead
         self.wake()
 
     def on_queue_freed(self) -> None:
         """A release has freed a queue: its next job can start."""
         self._quiet_until.clear()
         self._freed = self._began_at is None
-        self.look()
+        self.look(ahead=False)
 
     def look_and_ask(self) -> None:
         """What a statement did is not known: there may be new jobs, freed queues, and due times that no timer is set for."""
         self._ask_due = self._began_at is None
+        self._frontier.forget()
         self.on_queue_freed()
+        self.look()
 
     def compare(self) -> None:
         """Compare locks with memory before the next claim, when no claim is under way."""
@@ -161,6 +172,8 @@ class Claimer:
             self._ask_due = True
         else:
             self.look_in(_ASK_DUE - asked_ago)
+        if self._frontier.seconds_left is not None:  # what it is about may be what the frontier hides
+            self.look_in(self._frontier.seconds_left)
         self.look()
 
     def look_in(self, seconds: float) -> None:
@@ -224,7 +237,9 @@ class Claimer:
             await self._read_tasks()
         if self._releaser.is_stuck:
             return 0
-        got = await self._claim_priorities()
+        if self._frontier.is_wanted:
+            await self._find_frontier()
+        got = await self._claim_overtaking() + await self._claim_priorities()
         for lane in self._lanes.values():
             if lane.config.queue_name is not None:
                 got += await self._claim_queue(lane, lane.config.queue_name)
@@ -287,9 +302,36 @@ class Claimer:
         if seconds is not None:
             self.look_in(seconds)
 
+    async def _find_frontier(self) -> None:
+        began = time.monotonic()
+        rows = await self._link.fetch("find_frontier", self._task_ids, self._worker_id, self._other_queues)
+        self._frontier.found(rows, time.monotonic() - began)
+
+    async def _claim_overtaking(self) -> int:
+        """After a reason to look: claim what is more urgent than all that waits in a lane's buffer, though no slot is idle.
+
+        No more than there are slots: so these begin as soon as a slot is free, whether they have a key or a queue or not.
+        """
+        lanes = [lane for lane in self._lanes.values() if lane.may_be_overtaken]
+        if not lanes:
+            return 0
+        wait = self._overtook_at + _OVERTAKE - time.monotonic()
+        if wait > 0:
+            asyncio.get_running_loop().call_later(wait, self.wake)
+            return 0
+        self._overtook_at = time.monotonic()
+        slots = {lane.number: lane.config.concurrency for lane in lanes}
+        pieces = [
+            (lane.number, *bounds, slots[lane.number], slots[lane.number])
+            for lane in lanes
+            for bounds in lane.overtaking()
+        ]
+        jobs = await self._claim_pieces(pieces, suspects=False) if pieces else {}
+        return sum(map(len, jobs.values()))
+
     async def _claim_priorities(self) -> int:
         asked: dict[int, tuple[int, int]] = {}
-        pieces: list[tuple[int, int, int, int, int]] = []
+        pieces: list[_Piece] = []
         for lane in self._lanes.values():
             idle, wanted = lane.wanted() if lane.pieces else (0, 0)
             if wanted:
@@ -297,8 +339,39 @@ class Claimer:
                 pieces += [(lane.number, low, high, idle, wanted) for low, high in lane.pieces]
         if not pieces:
             return 0
+        much = sum(wanted for _, wanted in asked.values()) > _MUCH
+        if not (self._heard_of_new and much and len(asked) > 1):
+            return await self._claim_for(asked, pieces)
+        got, self._heard_of_new = (
+            0,
+            False,
+        )  # an urgent job shall not wait until hundreds of others have been claimed with it
+        for number in sorted(asked, key=lambda number: self._lanes[number].pieces):
+            got += await self._claim_for({number: asked[number]}, [piece for piece in pieces if piece[0] == number])
+        return got
+
+    async def _claim_for(self, asked: Mapping[int, tuple[int, int]], pieces: Sequence[_Piece]) -> int:
+        """Claim for lanes: numbers of idle slots, and of jobs wanted, by the lanes' numbers; how many came."""
+        sent_at = time.monotonic()
+        jobs = await self._claim_pieces(pieces, suspects=self._suspect is None)
+        took = time.monotonic() - sent_at
+        got = sum(map(len, jobs.values()))
+        for number, (idle, wanted) in asked.items():
+            self._lanes[number].claimed(idle, wanted, jobs.get(number, ()))
+        if any(idle for idle, _ in asked.values()):
+            self._frontier.claimed(took, got)
+        if not got:
+            self._behind_at = sent_at + took + _QUIET * took
+        elif any(job.queue_id is not None for claimed in jobs.values() for job in claimed):
+            # A claim looks at as many jobs as it has slots for, and takes one of each queue: others may be behind. But a
+            # look in vain has to pass by all that waits in held queues, so it is made again after many times what it took.
+            self.look_in(self._behind_at - time.monotonic())
+        return got
+
+    async def _claim_pieces(self, pieces: Sequence[_Piece], *, suspects: bool) -> dict[int, list[Claimed]]:
+        """Claim for pieces of lanes, and put the jobs into the lanes; what came, by the lanes' numbers."""
         columns: list[Any] = [list(column) for column in zip(*pieces, strict=True)]
-        token, sent_at, fence = self._next_token(), time.monotonic(), self._lease.fence
+        token, fence = self._next_token(), self._lease.fence
         args = (
             token,
             self._task_ids,
@@ -306,24 +379,16 @@ class Claimer:
             self._other_queues,
             self._began_at,
             self._passed,
-            self._suspect is None,
+            suspects,
+            *self._frontier.columns,
         )
         rows = await self._fetch_permitted("claim_jobs", "claim_jobs_without_flags", *args)
-        jobs: dict[int, list[Claimed]] = {number: [] for number in asked}
+        jobs: dict[int, list[Claimed]] = {}
         for job in self._received(rows, token, fence, None):
             jobs.setdefault(job.lane.number, []).append(job)
-        for number, (idle, wanted) in asked.items():
-            self._lanes[number].claimed(idle, wanted, len(jobs[number]))
         for number, claimed in jobs.items():
             self._lanes[number].put(claimed)
-        if not rows:
-            now = time.monotonic()
-            self._behind_at = now + _QUIET * (now - sent_at)
-        elif any(row["queue_id"] is not None for row in rows):
-            # A claim looks at as many jobs as it has slots for, and takes one of each queue: others may be behind. But a
-            # look in vain has to pass by all that waits in held queues, so it is made again after many times what it took.
-            self.look_in(self._behind_at - time.monotonic())
-        return len(rows)
+        return jobs
 
     async def _claim_queue(self, lane: Lane, queue_name: str) -> int:
         """Claim the head of the lane's queue.
@@ -337,7 +402,7 @@ class Claimer:
             return 0
         if now < quiet_until and self._began_at is None:
             self.look_in(quiet_until - now)
-            lane.claimed(idle, idle, 0)
+            lane.claimed(idle, idle, ())
             return 0
         token, fence = self._next_token(), self._lease.fence
         args = (token, self._task_ids, queue_name, self._began_at, self._suspect is None)
@@ -345,7 +410,7 @@ class Claimer:
         if rows:
             lane.put(self._received(rows, token, fence, lane))
         else:
-            lane.claimed(idle, idle, 0)
+            lane.claimed(idle, idle, ())
             self._quiet_until[lane.number] = now + _QUIET * (time.monotonic() - now)
         return len(rows)
 
@@ -412,6 +477,7 @@ class Claimer:
         if self._poll_at <= now:
             self._poll_at = now + self._pause()
             self._ask_due = self._behind = True
+            self._frontier.forget()
             self.polls += 1
             self.look()
 

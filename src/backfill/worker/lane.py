@@ -26,6 +26,7 @@ AHEAD_MOST: Final = 500  # plans were checked for batches of this size
 STALE_SECONDS: Final = 0.25  # buffered longer than this: handed back
 PAUSE_SECONDS: Final = 2.0  # without prefetch after that
 _DECAY: Final = 0.98  # per run: a slow run is forgotten after some hundred fast ones
+_TURN: Final = 0.002  # seconds that handlers which never suspend may run before others get the loop
 _OVERHEAD: Final = 0.000_02  # seconds a slot spends around a handler that does nothing
 
 
@@ -48,6 +49,9 @@ class Lane:
         self.hungry = True
         self.low_mark = 0
         self.idle = 0
+        self._may_be_overtaken = False
+        self._turn_began = 0.0
+        self._turn_ends = False
         self._may_prefetch = True
         self._looked = False
         self._buffer: list[tuple[int, int, int, int, Claimed]] = []
@@ -81,20 +85,39 @@ class Lane:
         self._looked = False
         return idle, idle + max(0, ahead - max(0, buffered - self.idle))
 
-    def claimed(self, idle: int, wanted: int, got: int) -> None:
+    def claimed(self, idle: int, wanted: int, got: Sequence["Claimed"]) -> None:
         """Note what a claim for ``idle`` slots and ``wanted`` jobs in all brought.
 
         If there was a reason to look again while it was under way, that stands.
         """
         if not self._looked:
-            self._may_prefetch = got >= wanted
-            self.hungry = got >= idle
+            self._may_prefetch = len(got) >= wanted and any(job.queue_id is None for job in got)
+            self.hungry = len(got) >= idle
+            self._may_be_overtaken = False
 
-    def look_again(self) -> None:
-        """There may be new jobs: a notification came, a time, a queue became free."""
+    def look_again(self, *, ahead: bool = True) -> None:
+        """There may be new jobs.
+
+        Args:
+            ahead: Whether any that can be claimed ahead; not, if it is only that a queue became free.
+        """
         self.hungry = True
-        self._may_prefetch = True
+        self._may_prefetch |= ahead
         self._looked = True
+        self._may_be_overtaken = True
+
+    @property
+    def may_be_overtaken(self) -> bool:
+        """Whether there may be new jobs that are more urgent than those that wait for a slot."""
+        return self._may_be_overtaken and len(self._buffer) > self.idle
+
+    def overtaking(self) -> list[tuple[int, int]]:
+        """The lane's priorities that are more urgent than all in the buffer; once for each ``look_again``."""
+        self._may_be_overtaken = False
+        if not self._buffer:
+            return []
+        best = self._buffer[-1][0]
+        return [(low, min(high, best - 1)) for low, high in self.pieces if low < best]
 
     def _ahead(self) -> int:
         known = self._run_time
@@ -110,10 +133,30 @@ class Lane:
         number = self._number
         self._buffer += [(job.priority, job.due, job.id, next(number), job) for job in jobs]
         self._buffer.sort(reverse=True)  # two runs that are in order, for the most part
+        if len(self._waiters) == self.config.concurrency:  # none has had a turn
+            self._turn_began = time.monotonic()
         for _ in range(min(len(jobs), len(self._waiters))):
             waiter = self._waiters.pop()
             if not waiter.done():
                 waiter.set_result(None)
+
+    def turn_is_over(self, now: float) -> bool:
+        """Whether the slots have run for so long that others should get the loop: the slot that asks yields, and asks again.
+
+        All slots share a turn. If each had its own, the loop would come round only after all of them.
+
+        Args:
+            now: The monotonic clock.
+        """
+        if now - self._turn_began <= _TURN:
+            return False
+        if not self._turn_ends:
+            self._turn_ends = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)  # when the loop has come round
+        return True
+
+    def _begin_turn(self) -> None:
+        self._turn_began, self._turn_ends = time.monotonic(), False
 
     def take(self) -> "Claimed | None":
         """The most urgent claimed job, for a slot that is free; None when there is none."""

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETURN_DELAY: Final = 1.0  # seconds before a job that a stop cut short runs again: its next worker may be starting
-_FAIRNESS: Final = 0.005  # seconds that handlers which never suspend may run before others get the loop
 _NOT_BEGUN: Final = object()
 _Reason = Literal["stop", "lost", "cancelled"]
 
@@ -142,18 +141,17 @@ class Slot:
             self._task.cancel(f"backfill: {reason}")
 
     async def _run(self) -> None:
-        lane, yielded_at = self._lane, time.monotonic()
+        lane = self._lane
         while not self.stopping:
             started = time.monotonic()
-            if started - yielded_at > _FAIRNESS:
+            while lane.turn_is_over(started):
                 await asyncio.sleep(0)
-                yielded_at = started = time.monotonic()
+                started = time.monotonic()
             job = lane.take()
             if lane.hungry and lane.buffered <= lane.low_mark:
                 self._wake()
             if job is None:
                 await lane.wait()
-                yielded_at = time.monotonic()
                 continue
             if not job.fence.stands():  # the process was frozen, or the worker has lost its lease
                 self._settle(job, HandBack())

@@ -1,0 +1,196 @@
+"""Where claims begin to look for queued jobs: what it hides, what it must not hide, and when it is made."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backfill.model import Task, task
+from backfill.worker import claim, frontier
+from backfill.worker.frontier import Frontier
+
+if TYPE_CHECKING:
+    from tests.worker.conftest import Claims, RunWorker, Sql, Until
+
+AGO = datetime(2020, 1, 1, tzinfo=UTC)
+HOLD = "update graphile_worker._private_job_queues set locked_at = now(), locked_by = $1 where queue_name = 'held'"
+ROW: Any = (0, 0, None)  # a priority, a moment as a number, no id
+
+
+def at(seconds: int) -> str:
+    return f"'2020-01-01 00:00+00'::timestamptz + {seconds} * interval '1 s'"
+
+
+def ids(rows: list[Any]) -> list[int]:
+    return [row["id"] for row in rows]
+
+
+async def test_it_is_at_the_first_job_of_a_queue_that_is_free(sql: "Sql", claims: "Claims") -> None:
+    await sql.add_many(30, queue="'held'", run_at=at(0))
+    await sql.run(HOLD, "node")
+    made = await sql.add_many(20, queue="'q' || n % 3", run_at=at(60))
+    await sql.add_many(5, priority="7", run_at=at(5))
+    assert await claims.frontier() == (
+        [0, 7],
+        [AGO + timedelta(seconds=60), AGO + timedelta(seconds=5)],
+        [made[0], None],
+    )
+
+
+async def test_what_the_asker_holds_counts_as_free(sql: "Sql", claims: "Claims") -> None:
+    """It knows when it frees it, and then its next job comes."""
+    made = await sql.add_many(3, queue="'held'", run_at=at(0))
+    await sql.add_many(3, queue="'q'", run_at=at(60))
+    await sql.run(HOLD, f"{claims.worker}/7")
+    assert await claims.frontier() == ([0], [AGO], [made[0]])
+    await sql.run(HOLD, f"{claims.worker}x/7")
+    assert (await claims.frontier())[1] == [AGO + timedelta(seconds=60)]
+
+
+async def test_behind_all_that_is_due_where_all_is_held(sql: "Sql", claims: "Claims") -> None:
+    await sql.add_many(3, queue="'held'", run_at=at(0))
+    await sql.add_many(3, queue="'held'", run_at="now() + interval '1 h'")
+    await sql.run(HOLD, "node")
+    found = await claims.frontier()
+    assert found == ([0], [AGO + timedelta(microseconds=1)], [None])
+    added = await sql.add(queue_name="q")
+    assert ids(await claims.take(frontier=found)) == [added]
+
+
+async def test_queues_with_a_lane_of_their_own_are_as_if_held(sql: "Sql", claims: "Claims") -> None:
+    await sql.add_many(3, queue="'own'", run_at=at(0))
+    await sql.add_many(3, queue="'q'", run_at=at(60))
+    found = await claims.frontier(other_queues=["own"])
+    assert found[1] == [AGO + timedelta(seconds=60)]
+
+
+@pytest.mark.parametrize("run_at", ["'-infinity'", "now() + interval '1 h'"])
+async def test_none_for_what_is_not_due_or_older_than_python_s_first_date(
+    sql: "Sql", claims: "Claims", run_at: str
+) -> None:
+    await sql.add_many(3, queue="'q'", run_at=run_at)
+    assert await claims.frontier() == ([], [], [])
+
+
+async def test_it_hides_queued_jobs_before_it_and_nothing_else(sql: "Sql", claims: "Claims") -> None:
+    parallel = await sql.add_many(1, run_at=at(0))
+    await sql.add_many(1, queue="'hidden'", run_at=at(10))
+    queued = await sql.add_many(2, queue="'q' || n", run_at=at(60))
+    other = await sql.add_many(1, queue="'other'", priority="3", run_at=at(0))
+    taken = await claims.take(frontier=([0], [AGO + timedelta(seconds=60)], [None]))
+    assert ids(taken) == [*parallel, *queued, *other]
+
+
+@pytest.mark.parametrize("with_id", [True, False])
+async def test_order_of_one_moment_is_by_id_with_it_too(sql: "Sql", claims: "Claims", with_id: bool) -> None:
+    made = await sql.add_many(40, queue="'q' || n % 4", run_at=at(0))
+    # Rewritten rows lie elsewhere in the table: an order by place would show.
+    await sql.run("update graphile_worker._private_jobs set last_error = '' where id = any($1)", made[4:20])
+    await sql.run("update graphile_worker._private_jobs set last_error = '' where id = any($1)", made[:4])
+    priorities, times, lowest = await claims.frontier()
+    assert lowest == made[:1]
+    taken = []
+    for _ in range(10):
+        rows = await claims.take(frontier=(priorities, times, lowest if with_id else [None]))
+        taken += sorted(ids(rows))
+        await claims.sql.run("delete from graphile_worker._private_jobs where locked_by is not null")
+        await claims.sql.run("update graphile_worker._private_job_queues set locked_at = null, locked_by = null")
+    assert taken == made
+
+
+def test_it_is_made_after_a_slow_claim_and_stands_in_proportion_to_its_cost() -> None:
+    found = Frontier(is_used=True)
+    assert (found.is_wanted, found.seconds_left) == (False, None)
+    found.claimed(0.01, 500)
+    assert not found.is_wanted, "five hundred jobs take that"
+    found.claimed(0.01, 24)
+    assert found.is_wanted
+    found.found([ROW], 0.05)
+    assert not found.is_wanted
+    assert found.columns[0] == [0]
+    assert found.seconds_left is not None
+    assert 0.5 < found.seconds_left <= 1
+    found.found([ROW], 60)
+    assert found.seconds_left is not None
+    assert found.seconds_left <= 2
+
+
+def test_one_that_cost_much_is_made_again_when_it_ends_a_cheap_one_when_a_claim_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    found = Frontier(is_used=True)
+    for cost, again in ((0.05, True), (0.0001, False)):
+        found.found([ROW], cost)
+        now += 10
+        assert found.is_wanted is again
+        assert found.columns[0] == []
+
+
+def test_one_that_may_no_longer_hold_is_gone_at_once_and_made_again() -> None:
+    found = Frontier(is_used=True)
+    found.forget()
+    assert not found.is_wanted
+    found.found([ROW], 0.05)
+    found.forget()
+    assert found.columns == ([], [], [])
+    assert found.is_wanted
+
+
+def test_never_for_a_run_that_ends_when_nothing_is_left() -> None:
+    found = Frontier(is_used=False)
+    found.claimed(10, 1)
+    assert not found.is_wanted
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every claim counts as slow."""
+    monkeypatch.setattr(frontier, "_SLOW", -1.0)
+    monkeypatch.setattr(frontier, "_SLOW_JOB", 0.0)
+    return iter(())
+
+
+def noting(name: str, seen: list[int]) -> Task[Any]:
+    @task(name)
+    async def note(payload: dict[str, int]) -> None:
+        seen.append(payload["n"])
+
+    return note
+
+
+@pytest.mark.usefixtures("eager")
+async def test_a_worker_runs_what_is_behind_a_held_queue_and_then_the_queue_when_it_is_free(
+    sql: "Sql", run_worker: "RunWorker", until: "Until"
+) -> None:
+    seen: list[int] = []
+    await sql.add_many(500, queue="'held'", run_at=at(0))
+    await sql.run(HOLD, "node")
+    await sql.add_many(300, queue="'q' || n % 50", run_at=at(60))
+    async with run_worker(noting("task", seen), ready=False) as running:
+        await until(lambda: len(seen) == 300, "the other queues' jobs have run")
+        assert running.worker.claimer._frontier.columns[0], "it was needed"
+        await sql.run("update graphile_worker._private_job_queues set locked_at = null, locked_by = null")
+        await sql.run("select pg_notify('jobs:insert', '')")
+        await until(lambda: len(seen) == 800, "so have the held queue's", limit=60)
+        assert running.worker.claimer.polls == 0
+    assert seen[300:] == list(range(1, 501))
+
+
+@pytest.mark.usefixtures("eager")
+async def test_several_workers_keep_the_order_of_queues_that_they_pass_to_each_other(
+    sql: "Sql", run_worker: "RunWorker", until: "Until", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "POLL_WHILE_LISTENING", 0.1)
+    ones: list[int] = []
+    twos: list[int] = []
+    settings = {"poll_interval": timedelta(seconds=0.1)}
+    async with run_worker(noting("one", ones), **settings), run_worker(noting("two", twos), **settings):
+        for name in ("one", "two"):
+            await sql.add_many(100, name, queue="'q'", run_at=at(0))
+        await sql.run("select pg_notify('jobs:insert', '')")
+        await until(lambda: len(ones) == len(twos) == 100, "all have run", limit=60)
+    assert ones == twos == list(range(1, 101))
