@@ -8,14 +8,16 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.until import until
 
-from backfill import BackfillClient, DlqFilter, JobSpec, Queue
+from backfill import BackfillClient, DlqCleanupPlugin, DlqFilter, JobSpec, Queue
 from backfill.client.dlq_scanner import DeadLetterScanner, settle_done_elsewhere
 from backfill.errors import ConfigurationError
 from backfill.sql import text
 
 if TYPE_CHECKING:
     from tests.client.conftest import Raw
+    from tests.conftest import Database
 
 
 @pytest.fixture(autouse=True)
@@ -225,3 +227,23 @@ async def test_an_entry_that_somebody_holds_is_passed_by(client: BackfillClient,
     async with client.pool.acquire() as connection:
         assert await settle_done_elsewhere(connection, client.schema) == 1
     assert other != held
+
+
+async def test_where_entries_are_to_stay_a_client_s_scans_leave_them(
+    db: "Database", client: BackfillClient, raw: "Raw"
+) -> None:
+    out = await requeued(client, 1)
+    await raw.rows("delete from graphile_worker._private_jobs where id = any($1)", list(out.values()))
+    left = await leave_used_up_job(client, raw)
+    plugins = [DlqCleanupPlugin(enabled=False)]
+    async with BackfillClient(db.dsn, schema=db.schema, plugins=plugins) as keeping:
+        stop = asyncio.Event()
+        scanning = keeping.start_dlq_processor(timedelta(hours=1), stop)
+
+        async def has_scanned() -> bool:
+            return await client.get_job(left) is None
+
+        await until(has_scanned, "the used-up job is moved")
+        stop.set()
+        await scanning
+    assert [entry.id for entry in (await client.list_dlq_jobs(DlqFilter(requeued=True))).jobs] == list(out)

@@ -27,6 +27,7 @@ import asyncpg
 from backfill.client.jobs import MOVED_BY
 from backfill.db import DRIVER_ERRORS, Borrowed, Connection, Pool, is_connection_error
 from backfill.errors import BackfillError, ConfigurationError
+from backfill.hooks import HookRegistry
 from backfill.sql import text
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,11 @@ class Scanned(Database, Protocol):
     """A client that a scanner runs beside."""
 
     background: set["asyncio.Task[None]"]
+
+    @property
+    def hooks(self) -> HookRegistry:
+        """Whose switches say whether entries are settled."""
+        ...
 
 
 async def process_failed_jobs(
@@ -145,7 +151,8 @@ def start_dlq_processor(client: Scanned, interval: timedelta, stop: asyncio.Even
     if interval <= timedelta():
         raise ConfigurationError(f"interval must be above zero, not {interval!r}")
     borrow = partial(Borrowed, client.pool, "cannot scan for used-up jobs")
-    scanner = DeadLetterScanner(borrow, client.schema, interval.total_seconds())
+    settle = client.hooks.switches.dlq_cleanup
+    scanner = DeadLetterScanner(borrow, client.schema, interval.total_seconds(), settle=settle)
     task = asyncio.create_task(scanner.run(stop), name="dead letters")
     client.background.add(task)
     task.add_done_callback(client.background.discard)
@@ -174,6 +181,7 @@ class DeadLetterScanner:
         interval: float,
         *,
         moved_by: str = MOVED_BY,
+        settle: bool = True,
     ) -> None:
         """Prepare it.
 
@@ -182,12 +190,14 @@ class DeadLetterScanner:
             schema: The schema's name.
             interval: Seconds between scans.
             moved_by: For the dead letters' ``created_by``.
+            settle: Whether entries go that are out as jobs which are gone (see ``DlqCleanupPlugin``).
         """
         self.scanned = asyncio.Event()
         self._connect = connect
         self._schema = schema
         self._interval = interval
         self._moved_by = moved_by
+        self._settle = settle
 
     async def run_once(self, stop: asyncio.Event | None = None) -> int:
         """Scan once, unless another process does; how many jobs were moved.
@@ -197,7 +207,8 @@ class DeadLetterScanner:
         """
         async with self._connect() as connection:
             moved = await _scan(connection, self._schema, self._moved_by, stop, alone=True)
-            await settle_done_elsewhere(connection, self._schema)
+            if self._settle:
+                await settle_done_elsewhere(connection, self._schema)
         if moved:
             logger.info("moved %d used-up jobs to the dead letter queue", moved)
         return moved

@@ -73,7 +73,13 @@ class Upkeep:
     """All of it for one worker."""
 
     def __init__(
-        self, connect: Connect, config: WorkerConfig, *, worker_id: str, on_orphans: Callable[[], None]
+        self,
+        connect: Connect,
+        config: WorkerConfig,
+        *,
+        worker_id: str,
+        settle: bool,
+        on_orphans: Callable[[], None],
     ) -> None:
         """Prepare it; ``run`` is its life.
 
@@ -81,11 +87,14 @@ class Upkeep:
             connect: Gives a connection for a while.
             config: The worker's configuration.
             worker_id: For the dead letters' ``created_by``.
+            settle: Whether dead letters go that are out as jobs which are gone.
             on_orphans: Called when there are locks of ours whose worker has no row.
         """
         schema, buries, frees = config.schema, config.dlq_processor_interval, config.stale_lock_cleanup_interval
         self.scanner = (
-            None if buries is None else DeadLetterScanner(connect, schema, buries.total_seconds(), moved_by=worker_id)
+            None
+            if buries is None
+            else DeadLetterScanner(connect, schema, buries.total_seconds(), moved_by=worker_id, settle=settle)
         )
         self.cleaner = (
             None

@@ -110,7 +110,13 @@ class Worker:
         self.canceller = Canceller(
             self.slots, connections.maintenance, config.schema, moved_by=self.id, bury=self._buries
         )
-        self.upkeep = Upkeep(connections.maintenance, config, worker_id=self.id, on_orphans=self.sweeper.sweep_orphans)
+        self.upkeep = Upkeep(
+            connections.maintenance,
+            config,
+            worker_id=self.id,
+            settle=client.hooks.switches.dlq_cleanup,
+            on_orphans=self.sweeper.sweep_orphans,
+        )
         self.vitals = Vitals(self.slots, self.releaser.held, STALE_SECONDS)
         self.heartbeat = self._make_heartbeat(handlers)
         self._shutdown = Shutdown(self)
