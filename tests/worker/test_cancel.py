@@ -12,6 +12,7 @@ from tests.worker import process_tasks
 from tests.worker.test_processes import ended, pids_in
 
 from backfill import BackfillClient
+from backfill.hooks import JobPermanentlyFail
 from backfill.model import Task, task
 from backfill.worker import WorkerContext
 
@@ -85,6 +86,25 @@ async def test_it_becomes_a_dead_letter_if_that_was_asked(
     assert entry["failure_reason"] == "Job was cancelled while running: the customer left"
     assert entry["original_job_id"] == job
     assert await settled(sql)
+
+
+@pytest.mark.parametrize("dead_letter", [True, False])
+async def test_hooks_are_told_that_it_was_cancelled(
+    run_worker: "RunWorker", sql: "Sql", client: BackfillClient, dead_letter: bool
+) -> None:
+    held = Held()
+    told: list[JobPermanentlyFail] = []
+    async with run_worker(held.task) as running:
+        running.runner.on(JobPermanentlyFail, told.append)
+        job = await sql.add("held")
+        await held.started.wait()
+        await client.cancel_jobs([job], dead_letter=dead_letter)
+        await until(lambda: told, "the hook is told")
+    (event,) = told
+    entries = [entry["id"] for entry in await sql.dead()]
+    assert (event.job.id, event.reason) == (job, "cancelled")
+    assert entries == ([event.dlq_id] if dead_letter else [])
+    assert (event.dlq_id is None) != dead_letter
 
 
 async def test_a_waiting_job_becomes_a_dead_letter_at_once(sql: "Sql", client: BackfillClient) -> None:

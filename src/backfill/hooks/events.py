@@ -245,8 +245,9 @@ class JobPermanentlyFail(Observation):
         error: The error's type and text.
         detail: A JSON object with type, message, traceback and more.
         reason: ``exhausted``: that was its last attempt; ``permanent``: the error is not worth another; ``superseded``: while
-            it ran, its key was added again or removed; ``quarantined``: it killed too many workers.
-        dlq_id: Its entry in the dead letter queue; None when it stays in the queue, used up.
+            it ran, its key was added again or removed; ``cancelled``: somebody had it cancelled while it ran;
+            ``quarantined``: it killed too many workers.
+        dlq_id: Its entry in the dead letter queue; None when it stays in the queue, used up, or was cancelled and is gone.
         duration: How long its handler took.
     """
 
@@ -254,7 +255,7 @@ class JobPermanentlyFail(Observation):
     worker_id: str
     error: str
     detail: str
-    reason: Literal["exhausted", "permanent", "superseded", "quarantined"]
+    reason: Literal["exhausted", "permanent", "superseded", "cancelled", "quarantined"]
     dlq_id: int | None
     duration: timedelta
 
