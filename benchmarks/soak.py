@@ -12,11 +12,14 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import statistics
 import sys
 import time
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests.support
@@ -117,6 +120,14 @@ async def flood(jobs: int) -> bool:
     return not wrong
 
 
+async def interruptible(work: Coroutine[Any, Any, bool]) -> bool:
+    """Clean up at a SIGTERM and a SIGINT alike, also where whoever started this has them ignored."""
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await task
+
+
 def numbers(text: str) -> list[int]:
     """``7`` or ``1-20``."""
     first, _, last = text.partition("-")
@@ -142,7 +153,10 @@ def main() -> None:
         work = seeds(options.seeds or [options.seed], options.results)
     else:
         parser.error("give --minutes, --seed, --seeds or --flood")
-    sys.exit(0 if asyncio.run(work) else 1)
+    try:
+        sys.exit(0 if asyncio.run(interruptible(work)) else 1)
+    except asyncio.CancelledError:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""A database with a ledger, a fleet of worker processes on it, and the invariant."""
+"""A database with a ledger, a fleet of worker processes on it, and the invariant.
+
+Which faults there are, what comes of each, and which test shows it, here or where the part is tested that has to cope: the table
+in docs/reliability.md.
+"""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass

@@ -35,4 +35,5 @@ async def test_with_the_global_lock_held_in_c_it_is_taken_for_dead_and_its_outco
     await account.begun(1, where=f"pid = {busy.pid} and job > (select min(job) from enqueued)")  # it is back
     assert (await account.settled())["done"] == 41
     assert "has lost its lease" in busy.log
+    assert "outcomes met no claim of theirs" in busy.log
     assert await fleet.stopped() == [0, 0]
