@@ -89,8 +89,8 @@ async def test_it_becomes_a_dead_letter_if_that_was_asked(
 
 
 @pytest.mark.parametrize("dead_letter", [True, False])
-async def test_hooks_are_told_that_it_was_cancelled(
-    run_worker: "RunWorker", sql: "Sql", client: BackfillClient, dead_letter: bool
+async def test_hooks_and_the_log_are_told_that_it_was_cancelled(
+    run_worker: "RunWorker", sql: "Sql", client: BackfillClient, caplog: pytest.LogCaptureFixture, dead_letter: bool
 ) -> None:
     held = Held()
     told: list[JobPermanentlyFail] = []
@@ -105,6 +105,7 @@ async def test_hooks_are_told_that_it_was_cancelled(
     assert (event.job.id, event.reason) == (job, "cancelled")
     assert entries == ([event.dlq_id] if dead_letter else [])
     assert (event.dlq_id is None) != dead_letter
+    assert f"(cancelled), {f'now dead letter {event.dlq_id}' if dead_letter else 'it is gone'}: " in caplog.text
 
 
 async def test_a_waiting_job_becomes_a_dead_letter_at_once(sql: "Sql", client: BackfillClient) -> None:

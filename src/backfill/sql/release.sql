@@ -93,7 +93,7 @@ select (select count(*) from gone) as released,
 -- takes: queue_ids int4[], queue_tokens text[]
 -- takes: job_ids int8[], tokens text[], keyed bool[], messages text[], errors text[], retryable bool[], delays float8[]
 -- takes: moved_by text, bury bool, payloads text[], keys text[], runs int2[]
--- gives: job_id int8, verdict text, wait_seconds float8, dlq_id int8, attempts int2, max_attempts int2, freed int8
+-- gives: job_id int8, verdict text, is_gone bool, wait_seconds float8, dlq_id int8, attempts int2, max_attempts int2, freed int8
 with held as materialized (
   select found.*, given.keyed, given.message, given.error, given.retryable, given.payload::json as left_over,
          case when given.key is not null and found.key is null and exists (
@@ -188,7 +188,7 @@ dead as materialized (
 select judged.id as job_id,
        case when judged.verdict <> 'retry' and not judged.is_removed and $11::bool and moved.dlq_id is null then 'refused'
             else judged.verdict end as verdict,
-       retried.wait_seconds, moved.dlq_id,
+       judged.is_removed as is_gone, retried.wait_seconds, moved.dlq_id,
        judged.runs as attempts, judged.max_attempts, (select count(*) from freed) as freed
   from judged
   left join retried on retried.id = judged.id

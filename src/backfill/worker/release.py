@@ -304,7 +304,9 @@ class Releaser:
                 extra={**fields, "next_run_in": row["wait_seconds"]},
             )
             return
-        where = f"now dead letter {row['dlq_id']}" if row["dlq_id"] is not None else "it stays in the queue, used up"
+        where = "it is gone" if row["is_gone"] else "it stays in the queue, used up"
+        if row["dlq_id"] is not None:
+            where = f"now dead letter {row['dlq_id']}"
         logger.warning(
             "job %d (%s) failed for good in attempt %d of %d (%s), %s: %s",
             job.id,
