@@ -103,9 +103,9 @@ async def test_order_of_one_moment_is_by_id_with_it_too(sql: "Sql", claims: "Cla
 def test_it_is_made_after_a_slow_claim_and_stands_in_proportion_to_its_cost() -> None:
     found = Frontier(is_used=True)
     assert (found.is_wanted, found.seconds_left) == (False, None)
-    found.claimed(0.01, 500)
+    found.claimed(0.01, 500, None)
     assert not found.is_wanted, "five hundred jobs take that"
-    found.claimed(0.01, 24)
+    found.claimed(0.01, 24, None)
     assert found.is_wanted
     found.found([ROW], 0.05)
     assert not found.is_wanted
@@ -115,6 +115,15 @@ def test_it_is_made_after_a_slow_claim_and_stands_in_proportion_to_its_cost() ->
     found.found([ROW], 60)
     assert found.seconds_left is not None
     assert found.seconds_left <= 2
+
+
+def test_it_is_made_after_two_claims_of_one_moment() -> None:
+    found = Frontier(is_used=True)
+    for moment in ((0, 1), (0, 2), None, (0, 2), (1, 2)):
+        found.claimed(0, 1, moment)
+        assert not found.is_wanted
+    found.claimed(0, 1, (1, 2))
+    assert found.is_wanted
 
 
 def test_one_that_cost_much_is_made_again_when_it_ends_a_cheap_one_when_a_claim_is_slow(
@@ -142,7 +151,7 @@ def test_one_that_may_no_longer_hold_is_gone_at_once_and_made_again() -> None:
 
 def test_never_for_a_run_that_ends_when_nothing_is_left() -> None:
     found = Frontier(is_used=False)
-    found.claimed(10, 1)
+    found.claimed(10, 1, None)
     assert not found.is_wanted
 
 

@@ -235,6 +235,10 @@ async def test_notifications_of_nothing_are_ignored(
     count = Count()
     async with run_worker(count.task) as running:
         claimer = running.worker.claimer
+        lanes = running.worker.lanes
+        await until(
+            lambda: claimer.claims > 1 and not any(lane.hungry for lane in lanes), "it has asked what is due, too"
+        )
         await until(lambda: claimer._due_at is None and not claimer._ask_due, "nothing else would wake the worker")
         await sql.add_many(1)  # silently
         claims = claimer.claims

@@ -358,11 +358,12 @@ class Claimer:
         got = sum(map(len, jobs.values()))
         for number, (idle, wanted) in asked.items():
             self._lanes[number].claimed(idle, wanted, jobs.get(number, ()))
+        queued = next((job for claimed in jobs.values() for job in claimed if job.queue_id is not None), None)
         if any(idle for idle, _ in asked.values()):
-            self._frontier.claimed(took, got)
+            self._frontier.claimed(took, got, None if queued is None else (queued.priority, queued.due))
         if not got:
             self._behind_at = sent_at + took + _QUIET * took
-        elif any(job.queue_id is not None for claimed in jobs.values() for job in claimed):
+        elif queued is not None:
             # A claim looks at as many jobs as it has slots for, and takes one of each queue: others may be behind. But a
             # look in vain has to pass by all that waits in held queues, so it is made again after many times what it took.
             self.look_in(self._behind_at - time.monotonic())
@@ -378,7 +379,7 @@ class Claimer:
             *columns,
             self._other_queues,
             self._began_at,
-            self._passed,
+            [*self._passed, *self._own_queues()],
             suspects,
             *self._frontier.columns,
         )
@@ -420,6 +421,10 @@ class Claimer:
         if forbidden:
             return await self._link.fetch(variant, *args, forbidden)
         return await self._link.fetch(name, *args)
+
+    def _own_queues(self) -> list[int]:
+        """The queues that this worker's jobs hold: to pass them by, a claim need not ask the database of each of their jobs."""
+        return [job.queue_id for job in self._releaser.held.values() if job.queue_id is not None]
 
     def _next_token(self) -> str:
         self.claims += 1

@@ -2,8 +2,8 @@
 
 No index leads from a queue to its jobs. A claim looks for queued jobs in the order of all jobs, and has to pass by everything that
 waits in queues others hold; and to find which of many jobs of one moment comes first in its queue, it has to look at them all.
-With a hundred thousand such jobs that takes a claim 20 to 100 ms. So after a claim that took long, ``find_frontier`` does it once,
-and for a while claims begin where that came to.
+With a hundred thousand such jobs that takes a claim 20 to 100 ms. So after a claim that took long, or brought a second job of one moment, ``find_frontier`` does it
+once, and for a while claims begin where that came to.
 
 A frontier is for a short while, and less often made the more it costs, since there is no way to know that it no longer holds:
 
@@ -45,6 +45,7 @@ class Frontier:
         self._columns: Columns = _NONE
         self._wanted = False
         self._again = False
+        self._moment: tuple[int, int] | None = None
         self._next_at = 0.0
 
     @property
@@ -67,10 +68,17 @@ class Frontier:
             return self._wanted or self._again
         return self._wanted
 
-    def claimed(self, seconds: float, jobs: int) -> None:
-        """Note how long a claim took that looked for queued jobs, and how many jobs it brought."""
-        if seconds > _SLOW + jobs * _SLOW_JOB:
+    def claimed(self, seconds: float, jobs: int, moment: tuple[int, int] | None) -> None:
+        """Note what a claim was like that looked for queued jobs.
+
+        Args:
+            seconds: How long it took.
+            jobs: How many it brought.
+            moment: Priority and time of one of them that is queued. The same one twice in a row is probably that of many.
+        """
+        if seconds > _SLOW + jobs * _SLOW_JOB or (moment is not None and moment == self._moment):
             self._wanted = True
+        self._moment = moment
 
     def found(self, rows: Sequence[asyncpg.Record], seconds: float) -> None:
         """Take over what ``find_frontier`` gave, and how long that took."""
