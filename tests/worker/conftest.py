@@ -139,6 +139,7 @@ class Claims:
         began_at: datetime | None = None,
         suspects: bool = True,
         frontier: Frontier = ([], [], []),
+        passed: Sequence[int] = (),
     ) -> list[asyncpg.Record]:
         """Claim for one lane; the rows in the order in which a worker would run them."""
         piece = ([0], [priorities[0]], [priorities[1]], [idle], [idle if wanted is None else wanted])
@@ -150,7 +151,7 @@ class Claims:
             *piece,
             list(other_queues),
             began_at,
-            [],
+            list(passed),
             suspects,
             *frontier,
         )
@@ -160,6 +161,11 @@ class Claims:
         """Where claims may begin to look for queued jobs now."""
         rows = await self.sql.named("find_frontier", await self.task_ids(tasks), self.worker, list(other_queues))
         return [row["priority"] for row in rows], [row["run_at"] for row in rows], [row["id"] for row in rows]
+
+    async def passed(self, *, tasks: Sequence[str] = ("task",)) -> list[int]:
+        """The queues that claims leave alone while they use that frontier."""
+        rows = await self.sql.named("find_frontier", await self.task_ids(tasks), self.worker, [])
+        return [queue_id for row in rows for queue_id in row["passed"]]
 
     async def take_head(
         self, queue: str, tasks: Sequence[str] = ("task",), *, suspects: bool = True

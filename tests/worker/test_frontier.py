@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 AGO = datetime(2020, 1, 1, tzinfo=UTC)
 HOLD = "update graphile_worker._private_job_queues set locked_at = now(), locked_by = $1 where queue_name = 'held'"
-ROW: Any = (0, 0, None)  # a priority, a moment as a number, no id
+ROW: Any = (0, 0, None, [7])  # a priority, a moment as a number, no id, a queue that was passed
 
 
 def at(seconds: int) -> str:
@@ -37,6 +37,17 @@ async def test_it_is_at_the_first_job_of_a_queue_that_is_free(sql: "Sql", claims
         [AGO + timedelta(seconds=60), AGO + timedelta(seconds=5)],
         [made[0], None],
     )
+
+
+async def test_a_queue_that_others_free_meanwhile_does_not_begin_with_a_later_job(sql: "Sql", claims: "Claims") -> None:
+    first = await sql.add_many(3, queue="'held'", run_at=at(0))
+    await sql.run(HOLD, "node")
+    free = await sql.add_many(1, queue="'q'", run_at=at(60))
+    await sql.add_many(1, queue="'held'", run_at=at(120))
+    found, passed = await claims.frontier(), await claims.passed()
+    await sql.run(HOLD.replace("now()", "null"), None)
+    assert ids(await claims.take(frontier=found, passed=passed)) == free
+    assert ids(await claims.take()) == first[:1]
 
 
 async def test_what_the_asker_holds_counts_as_free(sql: "Sql", claims: "Claims") -> None:
@@ -144,8 +155,9 @@ def test_one_that_may_no_longer_hold_is_gone_at_once_and_made_again() -> None:
     found.forget()
     assert not found.is_wanted
     found.found([ROW], 0.05)
+    assert found.passed == [7]
     found.forget()
-    assert found.columns == ([], [], [])
+    assert (found.columns, found.passed) == (([], [], []), [])
     assert found.is_wanted
 
 
@@ -187,6 +199,34 @@ async def test_a_worker_runs_what_is_behind_a_held_queue_and_then_the_queue_when
         await until(lambda: len(seen) == 800, "so have the held queue's", limit=60)
         assert running.worker.claimer.polls == 0
     assert seen[300:] == list(range(1, 501))
+
+
+@pytest.mark.usefixtures("eager")
+async def test_a_worker_runs_a_queue_that_it_passed_from_its_first_job_on(
+    sql: "Sql", other: "Sql", run_worker: "RunWorker", until: "Until"
+) -> None:
+    seen: list[int] = []
+    before: list[int] = []
+
+    @task("late")
+    async def late() -> None:
+        before.append(len(seen))
+
+    await sql.add_many(200, queue="'held'", run_at=at(0))
+    await sql.run(HOLD, "node")
+    (stuck,) = await sql.add_many(1, queue="'free'", run_at=at(60))
+    await sql.add_many(5, "late", queue="'held'", run_at=at(120))
+    transaction = other.connection.transaction()
+    await transaction.start()
+    await other.run("select 1 from graphile_worker._private_jobs where id = $1 for update", stuck)
+    async with run_worker(noting("task", seen), late, ready=False) as running:
+        claimer = running.worker.claimer
+        await until(lambda: claimer._frontier.columns[0] and claimer._frontier.passed, "it was needed")
+        await sql.run("update graphile_worker._private_job_queues set locked_at = null, locked_by = null")
+        await sql.run("select pg_notify('jobs:insert', '')")
+        await until(lambda: len(before) == 5, "all of the queue have run", limit=60)
+        await transaction.rollback()
+    assert before == [200] * 5
 
 
 @pytest.mark.usefixtures("eager")

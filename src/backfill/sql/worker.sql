@@ -411,9 +411,10 @@ select distinct first.queue_id
 -- name: find_frontier
 -- Where claims may begin to look for queued jobs: for each priority the time before which all due jobs are of queues that others
 -- hold, and the lowest id of the queued jobs of just that time. Jobs of queues that $2 holds count as free, since it knows when
--- it frees them. Of others' freed queues, and of jobs given an earlier time, a frontier knows nothing: it is for a short while.
+-- it frees them. passed: the queues of the jobs before it. Should one be freed meanwhile, its later jobs must not be taken for its
+-- first: while the frontier is in use these queues are left alone. Of jobs given an earlier time a frontier knows nothing.
 -- takes: task_ids int4[], worker_id text, other_queues text[]
--- gives: priority int2, run_at timestamptz, id int8
+-- gives: priority int2, run_at timestamptz, id int8, passed int4[]
 -- include: levels
 select level.priority, start.run_at,
        case when first.queue_id is not null
@@ -424,7 +425,14 @@ select level.priority, start.run_at,
                      and tie.run_at = first.run_at
                      and tie.job_queue_id is not null
                      and tie.task_id = any($1::int4[]))
-       end as id
+       end as id,
+       array(select distinct passed.job_queue_id
+               from graphile_worker._private_jobs as passed
+              where passed.is_available = true
+                and passed.priority = level.priority
+                and passed.run_at < start.run_at
+                and passed.job_queue_id is not null
+                and passed.task_id = any($1::int4[])) as passed
   from level
   left join lateral (
     select jobs.run_at, jobs.job_queue_id as queue_id

@@ -379,7 +379,7 @@ class Claimer:
             *columns,
             self._other_queues,
             self._began_at,
-            [*self._passed, *self._own_queues()],
+            [*self._passed, *self._frontier.passed, *self._own_queues()],
             suspects,
             *self._frontier.columns,
         )

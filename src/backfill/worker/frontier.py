@@ -7,7 +7,8 @@ once, and for a while claims begin where that came to.
 
 A frontier is for a short while, and less often made the more it costs, since there is no way to know that it no longer holds:
 
-* Others may free a queue whose jobs are behind it. Our own queues counted as free when it was made.
+* Others may free a queue whose jobs are before it. Claims leave these queues (``passed``) alone, or else they would take a later
+  job of such a queue for its first. Our own queues counted as free when it was made.
 * Others may give back a job, or add one with a time in the past: the order is then kept only among what is before it.
 
 What the worker itself learns of (jobs handed back, workers that died, a lost connection) ends it at once, and so does each poll.
@@ -43,6 +44,7 @@ class Frontier:
         """
         self._is_used = is_used
         self._columns: Columns = _NONE
+        self._passed: list[int] = []
         self._wanted = False
         self._again = False
         self._moment: tuple[int, int] | None = None
@@ -52,6 +54,11 @@ class Frontier:
     def columns(self) -> Columns:
         """Priorities, times and ids, as a claim takes them."""
         return self._columns
+
+    @property
+    def passed(self) -> list[int]:
+        """The queues of the jobs before it."""
+        return self._passed if self._columns[0] else []
 
     @property
     def seconds_left(self) -> float | None:
@@ -85,6 +92,7 @@ class Frontier:
         self._wanted = False
         columns: list[Any] = [[row[0] for row in rows], [moment(row[1]) for row in rows], [row[2] for row in rows]]
         self._columns = (columns[0], columns[1], columns[2])
+        self._passed = sorted({queue_id for row in rows for queue_id in row[3]})
         self._again = seconds > _SLOW
         self._next_at = time.monotonic() + min(_LONGEST, max(_SHORTEST, _TIMES * seconds))
 
