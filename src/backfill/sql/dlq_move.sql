@@ -99,6 +99,16 @@ case when jsonb_typeof(jobs.flags) = 'object'
                           and flags.name ~ '^backfill:deadline=\d{4}-\d\d-\d\dT')
           else false end
 
+-- fragment: dead_columns
+-- What a CTE `dead` takes over from a row `held` of the queue.
+         held.id, coalesce(tasks.identifier, format('unknown task %s', held.task_id)) as task_identifier,
+         queues.queue_name, held.key, held.payload, held.priority, held.max_attempts, held.created_at, held.run_at, held.flags,
+
+-- fragment: from_held
+    from held
+    left join graphile_worker._private_tasks as tasks on tasks.id = held.task_id
+    left join graphile_worker._private_job_queues as queues on queues.id = held.job_queue_id
+
 -- name: bury_exhausted_jobs
 -- Moves jobs that nobody holds and that will not run any more to the dead letter queue: used-up ones, which other workers and
 -- crashes left behind, and those whose deadline has passed while no worker came to them.
@@ -131,16 +141,14 @@ held as materialized (
    ) as found
 ),
 dead as materialized (
-  select held.id, coalesce(tasks.identifier, format('unknown task %s', held.task_id)) as task_identifier,
-         queues.queue_name, held.key, held.payload, held.priority, held.max_attempts, held.created_at, held.run_at, held.flags,
+  select
+-- include: dead_columns
          case when held.attempts >= held.max_attempts
               then format('Job exceeded maximum retry attempts (%s/%s)', held.attempts, held.max_attempts)
               else 'Job''s deadline passed before it could run' end as reason,
          case when held.last_error is not null then jsonb_build_object('message', held.last_error) end as error,
          $3::text as moved_by
-    from held
-    left join graphile_worker._private_tasks as tasks on tasks.id = held.task_id
-    left join graphile_worker._private_job_queues as queues on queues.id = held.job_queue_id
+-- include: from_held
 ),
 -- include: dead_letter_move
 select (select count(*) from moved) as moved,
@@ -159,14 +167,12 @@ with held as materialized (
      for update skip locked
 ),
 dead as materialized (
-  select held.id, coalesce(tasks.identifier, format('unknown task %s', held.task_id)) as task_identifier,
-         queues.queue_name, held.key, held.payload, held.priority, held.max_attempts, held.created_at, held.run_at, held.flags,
+  select
+-- include: dead_columns
          $2::text as reason,
          case when held.last_error is not null then jsonb_build_object('message', held.last_error) end as error,
          $3::text as moved_by
-    from held
-    left join graphile_worker._private_tasks as tasks on tasks.id = held.task_id
-    left join graphile_worker._private_job_queues as queues on queues.id = held.job_queue_id
+-- include: from_held
 ),
 -- include: dead_letter_move
 select moved.job_id, moved.dlq_id from moved
@@ -194,14 +200,12 @@ held as materialized (
    ) as found
 ),
 dead as materialized (
-  select held.id, coalesce(tasks.identifier, format('unknown task %s', held.task_id)) as task_identifier,
-         queues.queue_name, held.key, held.payload, held.priority, held.max_attempts, held.created_at, held.run_at, held.flags,
+  select
+-- include: dead_columns
          'Job was cancelled' || coalesce(': ' || held.reason, '') as reason,
          case when held.last_error is not null then jsonb_build_object('message', held.last_error) end as error,
          $1::text as moved_by
-    from held
-    left join graphile_worker._private_tasks as tasks on tasks.id = held.task_id
-    left join graphile_worker._private_job_queues as queues on queues.id = held.job_queue_id
+-- include: from_held
    where held.dead_letter
      and $2::bool
 ),

@@ -194,6 +194,17 @@ select judged.id as job_id,
   left join retried on retried.id = judged.id
   left join moved on moved.job_id = judged.id
 
+-- fragment: announce_returned
+-- Tells somebody of the jobs `returned` that can run now, in one notification. Its row `note` must be asked for.
+ready as (
+  select count(*) as jobs from returned where returned.run_at <= now()
+),
+note as materialized (
+  select pg_notify('jobs:insert', json_build_object('r', random(), 'count', ready.jobs)::text)
+    from ready
+   where ready.jobs > 0
+)
+
 -- name: hand_back
 -- Gives back jobs that were claimed but not run to their end by a worker that goes on or leaves: the attempt is refunded
 -- and somebody is told. A job that was superseded meanwhile has nothing left to do and goes; one that had come out of the
@@ -249,14 +260,7 @@ returned as (
 ),
 -- include: free_queues
 ,
-ready as (
-  select count(*) as jobs from returned where returned.run_at <= now()
-),
-note as materialized (
-  select pg_notify('jobs:insert', json_build_object('r', random(), 'count', ready.jobs)::text)
-    from ready
-   where ready.jobs > 0
-)
+-- include: announce_returned
 select (select count(*) from gone) + (select count(*) from returned) as released,
        (select count(*) from freed) + 0 * (select count(*) from note) as freed,
        (select array_agg(done.id) from (select id from gone union all select id from returned) as done where $11::bool) as ids
@@ -290,14 +294,7 @@ returned as (
 ),
 -- include: free_queues
 ,
-ready as (
-  select count(*) as jobs from returned where returned.run_at <= now()
-),
-note as materialized (
-  select pg_notify('jobs:insert', json_build_object('r', random(), 'count', ready.jobs)::text)
-    from ready
-   where ready.jobs > 0
-)
+-- include: announce_returned
 select (select count(*) from returned) as released,
        (select count(*) from freed) + 0 * (select count(*) from note) as freed
 
