@@ -13,21 +13,17 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
-
-import asyncpg
+from typing import Final
 
 from backfill.db import DRIVER_ERRORS
 from backfill.errors import BackfillError
-from backfill.hooks import LocalQueueGetJobsComplete
-from backfill.worker.claimed import Claimed
-from backfill.worker.forbidden import ForbiddenFlags, ForbiddenFlagsError, flags_now
-from backfill.worker.frontier import Frontier
+from backfill.worker.forbidden import ForbiddenFlags, ForbiddenFlagsError
 from backfill.worker.handler import Handler
 from backfill.worker.lane import Lane
-from backfill.worker.lease import Fence, Lease
+from backfill.worker.lease import Lease
 from backfill.worker.link import Link
 from backfill.worker.release import Releaser
+from backfill.worker.statements import ClaimStatements, Piece
 from backfill.worker.teller import Teller
 
 logger = logging.getLogger(__name__)
@@ -37,20 +33,16 @@ _REREAD_TASKS: Final = 60.0  # seconds between readings of the task ids
 _REREAD_IN_VAIN: Final = 1.0  # seconds between readings that a notification for nothing may cause
 _RECONCILE_AGAIN: Final = 1.0  # seconds until what could not be handed back is tried again
 _TELL: Final = 0.05  # seconds between notifications about queues that became free
-_MOST_PASSED: Final = 100  # queues that a poll looks behind at most
 _ASK_DUE: Final = 1.0  # seconds between questions for the next due time that notifications may cause
 _OVERTAKE: Final = 0.002  # seconds between looks for what is more urgent than what is claimed already
 _MUCH: Final = 100  # a claim of more jobs takes several times as long as one of none
 _QUIET: Final = 20  # a lane's queue that had nothing is looked at again after so many times what the look cost
-
-_Piece = tuple[int, int, int, int, int]  # lane, lowest and highest priority, idle slots, jobs wanted
 
 
 class Claimer:
     """Claims jobs for the lanes and puts them there.
 
     Attributes:
-        claims: Claim statements sent.
         polls: Looks that only the poll timer caused.
         notified: Notifications that asked for a look.
     """
@@ -87,37 +79,38 @@ class Claimer:
             began_at: The database's time at the start of a run that ends when nothing due is left; None to go on for ever.
             forbidden_flags: Jobs with these are not claimed.
         """
-        self.claims = 0
         self.polls = 0
         self.notified = 0
         self.stopping = False
         self._link = link
-        self._worker_id = worker_id
         self._lanes = {lane.number: lane for lane in lanes}
-        self._by_name = {handler.identifier: handler for handler in handlers}
-        self._by_task: dict[int, Handler] = {}
-        self._task_ids: list[int] = []
+        self._statements = ClaimStatements(
+            link,
+            worker_id=worker_id,
+            lanes=lanes,
+            handlers=handlers,
+            releaser=releaser,
+            teller=teller,
+            lease=lease,
+            began_at=began_at,
+            forbidden_flags=forbidden_flags,
+            on_suspect=self.look,
+        )
+        self._frontier = self._statements.frontier
         self._tasks_read_at = 0.0
-        self._other_queues = [lane.config.queue_name for lane in lanes if lane.config.queue_name is not None]
-        self._by_priority: dict[int, Lane] = {}
         self._quiet_until: dict[int, float] = {}
-        self._frontier = Frontier(is_used=began_at is None)
         self._overtook_at = 0.0
         self._heard_of_new = False
         self._behind_at = 0.0
         self._behind = False
-        self._passed: list[int] = []
         self._freed = False
         self._told_at = 0.0
         self._releaser = releaser
-        self._teller = teller
         self._poll_interval = poll_interval
         self._is_listening = is_listening
         self._reconcile = reconcile
         self._lease = lease
-        self._suspect: Claimed | None = None
         self._began_at = began_at
-        self._forbidden_flags = forbidden_flags
         self._event = asyncio.Event()
         self._due_at: float | None = None
         self._ask_due = began_at is None
@@ -125,6 +118,11 @@ class Claimer:
         self._heard = False
         self._poll_at = 0.0
         self._losses = 0
+
+    @property
+    def claims(self) -> int:
+        """Claim statements sent."""
+        return self._statements.sent
 
     @property
     def in_doubt(self) -> bool:
@@ -238,7 +236,7 @@ class Claimer:
         if self._releaser.is_stuck:
             return 0
         if self._frontier.is_wanted:
-            await self._find_frontier()
+            await self._statements.find_frontier()
         got = await self._claim_overtaking() + await self._claim_priorities()
         for lane in self._lanes.values():
             if lane.config.queue_name is not None:
@@ -251,8 +249,10 @@ class Claimer:
             return True
         if self._freed:
             await self._tell_others()
-        if self._behind and await self._is_more_behind():
-            return True
+        if self._behind:
+            self._behind = await self._statements.is_more_behind()
+            if self._behind:
+                return True
         if self._ask_due:
             await self._learn_next_due()
             return True  # what became due between the claim and the question was in neither
@@ -265,19 +265,7 @@ class Claimer:
             self.look_in(wait)
             return
         self._freed, self._told_at = False, time.monotonic()
-        await self._link.fetch("tell_others")
-
-    async def _is_more_behind(self) -> bool:
-        """Whether free queues are left, whose first jobs somebody must have locked; the next claim looks behind them."""
-        idle = sum(lane.idle for lane in self._lanes.values())
-        rows = []
-        if idle and len(self._passed) < _MOST_PASSED:
-            rows = await self._fetch_permitted(
-                "free_queues", "free_queues_without_flags", self._task_ids, self._other_queues, self._passed, idle
-            )
-        self._passed = [*self._passed, *(row["queue_id"] for row in rows)] if rows else []
-        self._behind = bool(rows)
-        return self._behind
+        await self._statements.tell_others()
 
     async def _tasks_are_others(self) -> bool:
         """After a notification that led to no job: whether the tasks' rows were collected and made anew meanwhile."""
@@ -285,27 +273,21 @@ class Claimer:
         if wait > 0:
             self.look_in(wait)
             return False
-        self._heard, before = False, self._task_ids
-        await self._read_tasks()
-        return before != self._task_ids
+        self._heard = False
+        return await self._read_tasks()
 
-    async def _read_tasks(self) -> None:
-        rows = await self._link.fetch("register_tasks", list(self._by_name))
-        self._by_task = {row["id"]: self._by_name[row["identifier"]] for row in rows}
-        self._task_ids = sorted(self._by_task)
+    async def _read_tasks(self) -> bool:
+        """Read the tasks' ids; whether they are others than before."""
+        others = await self._statements.read_tasks()
         self._tasks_read_at = time.monotonic()
+        return others
 
     async def _learn_next_due(self) -> None:
         """Set the timer for the next job that becomes due by itself."""
         self._ask_due, self._asked_due_at = False, time.monotonic()
-        seconds = (await self._link.fetch("next_due", self._task_ids))[0]["seconds"]
+        seconds = await self._statements.next_due()
         if seconds is not None:
             self.look_in(seconds)
-
-    async def _find_frontier(self) -> None:
-        began = time.monotonic()
-        rows = await self._link.fetch("find_frontier", self._task_ids, self._worker_id, self._other_queues)
-        self._frontier.found(rows, time.monotonic() - began)
 
     async def _claim_overtaking(self) -> int:
         """After a reason to look: claim what is more urgent than all that waits in a lane's buffer, though no slot is idle.
@@ -326,12 +308,12 @@ class Claimer:
             for lane in lanes
             for bounds in lane.overtaking()
         ]
-        jobs = await self._claim_pieces(pieces, suspects=False) if pieces else {}
+        jobs = await self._statements.claim_pieces(pieces, suspects=False) if pieces else {}
         return sum(map(len, jobs.values()))
 
     async def _claim_priorities(self) -> int:
         asked: dict[int, tuple[int, int]] = {}
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         for lane in self._lanes.values():
             idle, wanted = lane.wanted() if lane.pieces else (0, 0)
             if wanted:
@@ -342,18 +324,16 @@ class Claimer:
         much = sum(wanted for _, wanted in asked.values()) > _MUCH
         if not (self._heard_of_new and much and len(asked) > 1):
             return await self._claim_for(asked, pieces)
-        got, self._heard_of_new = (
-            0,
-            False,
-        )  # an urgent job shall not wait until hundreds of others have been claimed with it
+        # An urgent job shall not wait until hundreds of others have been claimed with it.
+        self._heard_of_new, got = False, 0
         for number in sorted(asked, key=lambda number: self._lanes[number].pieces):
             got += await self._claim_for({number: asked[number]}, [piece for piece in pieces if piece[0] == number])
         return got
 
-    async def _claim_for(self, asked: Mapping[int, tuple[int, int]], pieces: Sequence[_Piece]) -> int:
+    async def _claim_for(self, asked: Mapping[int, tuple[int, int]], pieces: Sequence[Piece]) -> int:
         """Claim for lanes: numbers of idle slots, and of jobs wanted, by the lanes' numbers; how many came."""
         sent_at = time.monotonic()
-        jobs = await self._claim_pieces(pieces, suspects=self._suspect is None)
+        jobs = await self._statements.claim_pieces(pieces)
         took = time.monotonic() - sent_at
         got = sum(map(len, jobs.values()))
         for number, (idle, wanted) in asked.items():
@@ -369,28 +349,6 @@ class Claimer:
             self.look_in(self._behind_at - time.monotonic())
         return got
 
-    async def _claim_pieces(self, pieces: Sequence[_Piece], *, suspects: bool) -> dict[int, list[Claimed]]:
-        """Claim for pieces of lanes, and put the jobs into the lanes; what came, by the lanes' numbers."""
-        columns: list[Any] = [list(column) for column in zip(*pieces, strict=True)]
-        token, fence = self._next_token(), self._lease.fence
-        args = (
-            token,
-            self._task_ids,
-            *columns,
-            self._other_queues,
-            self._began_at,
-            [*self._passed, *self._frontier.passed, *self._own_queues()],
-            suspects,
-            *self._frontier.columns,
-        )
-        rows = await self._fetch_permitted("claim_jobs", "claim_jobs_without_flags", *args)
-        jobs: dict[int, list[Claimed]] = {}
-        for job in self._received(rows, token, fence, None):
-            jobs.setdefault(job.lane.number, []).append(job)
-        for number, claimed in jobs.items():
-            self._lanes[number].put(claimed)
-        return jobs
-
     async def _claim_queue(self, lane: Lane, queue_name: str) -> int:
         """Claim the head of the lane's queue.
 
@@ -405,62 +363,17 @@ class Claimer:
             self.look_in(quiet_until - now)
             lane.claimed(idle, idle, ())
             return 0
-        token, fence = self._next_token(), self._lease.fence
-        args = (token, self._task_ids, queue_name, self._began_at, self._suspect is None)
-        rows = await self._fetch_permitted("claim_queue_head", "claim_queue_head_without_flags", *args)
-        if rows:
-            lane.put(self._received(rows, token, fence, lane))
-        else:
+        got = await self._statements.claim_head(lane, queue_name)
+        if not got:
             lane.claimed(idle, idle, ())
             self._quiet_until[lane.number] = now + _QUIET * (time.monotonic() - now)
-        return len(rows)
-
-    async def _fetch_permitted(self, name: str, variant: str, *args: Any) -> list[asyncpg.Record]:
-        """The rows of a statement, or of its variant when flags are forbidden now."""
-        forbidden = await flags_now(self._forbidden_flags) if self._forbidden_flags is not None else None
-        if forbidden:
-            return await self._link.fetch(variant, *args, forbidden)
-        return await self._link.fetch(name, *args)
-
-    def _own_queues(self) -> list[int]:
-        """The queues that this worker's jobs hold: to pass them by, a claim need not ask the database of each of their jobs."""
-        return [job.queue_id for job in self._releaser.held.values() if job.queue_id is not None]
-
-    def _next_token(self) -> str:
-        self.claims += 1
-        return f"{self._worker_id}/{self.claims}"
+        return got
 
     def _look_for_suspects(self) -> None:
         """If the suspect that ran is released: there may be another one."""
-        suspect = self._suspect
-        if suspect is not None and self._releaser.held.get(suspect.id) is not suspect:
-            self._suspect = None
+        if self._statements.suspect_is_done():
             self._quiet_until.clear()
             self.look()
-
-    def _received(self, rows: Sequence[asyncpg.Record], token: str, fence: Fence, lane: Lane | None) -> list[Claimed]:
-        now, held, by_task = time.monotonic(), self._releaser.held, self._by_task
-        jobs = [
-            Claimed(row, token, lane or self._lane_of(row[6]), by_task[row[1]], claimed_at=now, fence=fence)
-            for row in rows
-        ]
-        for job in jobs:
-            held[job.id] = job
-            if job.is_suspect:
-                self._suspect = job
-                self.look()  # other suspects were left, and what comes behind them
-        if jobs and self._teller.hooks.wants(LocalQueueGetJobsComplete):
-            self._teller.tell([LocalQueueGetJobsComplete(worker_id=self._worker_id, jobs_count=len(jobs))])
-        return jobs
-
-    def _lane_of(self, priority: int) -> Lane:
-        """The lane that takes that priority."""
-        lane = self._by_priority.get(priority)
-        if lane is None:
-            takes = [lane for lane in self._lanes.values() for low, high in lane.pieces if low <= priority <= high]
-            # None takes it: the row's priority was changed while it was being claimed.
-            lane = self._by_priority[priority] = takes[0] if takes else next(iter(self._lanes.values()))
-        return lane
 
     # -- waiting --------------------------------------------------------------------------------
 
