@@ -21,7 +21,7 @@ from backfill.db import Limit, limits, open_pool
 from backfill.errors import ConnectionTimeout, ValidationFailed
 from backfill.model import task
 from backfill.sql import text
-from backfill.worker import QueueConfig, WorkerContext, worker
+from backfill.worker import QueueConfig, WorkerContext, connections, worker
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -45,7 +45,9 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "GRACE", 0.2)
     for limit in (limits.CLAIM, limits.RELEASE, limits.LISTEN, limits.MAINTENANCE):
         short = Limit(limit.name, SHORT, limit.lock_seconds)
-        monkeypatch.setattr(worker, limit.name.upper(), short)
+        monkeypatch.setattr(connections, limit.name.upper(), short)
+        if limit is not limits.MAINTENANCE:
+            monkeypatch.setattr(worker, limit.name.upper(), short)
     call = Limit(limits.CALL.name, SHORT, by_server=False)
     assert open_pool.__kwdefaults__ is not None
     monkeypatch.setitem(open_pool.__kwdefaults__, "limit", call)
