@@ -76,10 +76,13 @@ async def idles(_: Any, ctx: WorkerContext) -> None:
 
 
 @task
-async def quick(payload: Any, ctx: WorkerContext) -> None:
-    """Be as quick as possible, so that many are claimed ahead; until one has the payload `wait`."""
-    if payload == "wait":
-        await waits("go", ctx)
+async def quick(payload: Any) -> None:
+    """Be as quick as possible, so that many are claimed ahead; until one has the payload `wait`.
+
+    That one keeps the event loop as well, or else what was claimed ahead would soon go back.
+    """
+    while payload == "wait" and not os.path.exists("go"):  # noqa: ASYNC240, PTH110 - the loop is to be blocked
+        time.sleep(STEP)  # noqa: ASYNC251 - idem
 
 
 @task
