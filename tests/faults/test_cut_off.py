@@ -47,7 +47,7 @@ async def test_a_partition_that_is_longer_than_the_lease(
     partition.cut()
     await account.add(*of_all_sorts(100, seconds=0.1))
     await account.begun(1, where=f"pid = {near.pid} and crashes = 1")
-    assert await account.value(ALONE)
+    await until(lambda: account.value(ALONE), "the dead worker holds nothing any more, and its row is gone")
     assert "has lost its lease" in away.log
     assert ("ends its process" in away.log) is (name == "waits")
     await account.open("go")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -227,6 +227,20 @@ async def test_a_worker_runs_a_queue_that_it_passed_from_its_first_job_on(
         await until(lambda: len(before) == 5, "all of the queue have run", limit=60)
         await transaction.rollback()
     assert before == [200] * 5
+
+
+async def test_what_a_frontier_hides_is_looked_for_when_it_ends(
+    sql: "Sql", run_worker: "RunWorker", until: "Until"
+) -> None:
+    seen: list[int] = []
+    in_an_hour = (datetime.now(UTC) + timedelta(hours=1) - datetime(2000, 1, 1, tzinfo=UTC)) // timedelta(
+        microseconds=1
+    )
+    async with run_worker(noting("task", seen)) as running:
+        running.worker.claimer._frontier.found([cast("Any", (0, in_an_hour, None, []))], 0.05)
+        await sql.add("task", {"n": 1}, queue_name="q")
+        await until(lambda: seen == [1], "the job has run")
+        assert running.worker.claimer.polls == 0
 
 
 @pytest.mark.usefixtures("eager")

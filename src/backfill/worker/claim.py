@@ -170,8 +170,6 @@ class Claimer:
             self._ask_due = True
         else:
             self.look_in(_ASK_DUE - asked_ago)
-        if self._frontier.seconds_left is not None:  # what it is about may be what the frontier hides
-            self.look_in(self._frontier.seconds_left)
         self.look()
 
     def look_in(self, seconds: float) -> None:
@@ -279,6 +277,8 @@ class Claimer:
     async def _read_tasks(self) -> bool:
         """Read the tasks' ids; whether they are others than before."""
         others = await self._statements.read_tasks()
+        if others:  # the frontier was found for jobs of the old ones
+            self._frontier.forget()
         self._tasks_read_at = time.monotonic()
         return others
 
@@ -341,6 +341,9 @@ class Claimer:
         queued = next((job for claimed in jobs.values() for job in claimed if job.queue_id is not None), None)
         if any(idle for idle, _ in asked.values()):
             self._frontier.claimed(took, got, None if queued is None else (queued.priority, queued.due))
+        left = self._frontier.seconds_left
+        if left is not None and got < sum(wanted for _, wanted in asked.values()):
+            self.look_in(left)  # what did not come may be what the frontier hides
         if not got:
             self._behind_at = sent_at + took + _QUIET * took
         elif queued is not None:
