@@ -99,8 +99,8 @@ async def make_due_and_is_empty(account: Account) -> bool:
 
 @pytest.mark.parametrize("how", ["segfault", "exit", "memory"])
 async def test_a_handler_that_takes_its_worker_down(account: Account, fleet: Fleet, how: str) -> None:
-    await account.add(("dies_once", how, MANY, "done"), *of_all_sorts(30, seconds=0.1))
     workers = await fleet.started(2, account.connection, "--concurrency", 4)
+    await account.add(("dies_once", how, MANY, "done"), *of_all_sorts(30, seconds=0.1))
     code = await first_death(workers)
     assert code == {"segfault": -signal.SIGSEGV, "exit": 3, "memory": -signal.SIGKILL}[how]
     counted = await account.settled()
