@@ -1,17 +1,19 @@
 """Lanes: which jobs are whose, how many a claim asks for, and what is claimed ahead."""
 
 import asyncio
+import heapq
+import itertools
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfill.worker import QueueConfig
-from backfill.worker.lane import PAUSE_SECONDS, STALE_SECONDS, Lane, gaps, make_lanes
+from backfill.worker.lane import AHEAD_SECONDS, CLAIM_MOST, PAUSE_SECONDS, STALE_SECONDS, Lane, gaps, make_lanes
 
 LOWEST, HIGHEST = -32768, 32767
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -255,3 +257,81 @@ def test_a_queue_that_became_free_is_no_reason_to_claim_ahead() -> None:
     assert lane.wanted() == (0, 0)
     lane.look_again()
     assert lane.wanted()[1] > 0
+
+
+class Simulated:
+    """A lane with an endless backlog, on a clock of its own: what its decisions come to.
+
+    Args:
+        slots: Slots of the lane.
+        run: Seconds that a handler waits for something.
+        claim: Seconds that a claim takes, whatever it brings.
+        overhead: Seconds of the loop that each job takes.
+    """
+
+    def __init__(self, slots: int, run: float, claim: float, overhead: float) -> None:
+        self.lane = a_lane(slots)
+        self.slots, self.run, self.claim, self.overhead = slots, run, claim, overhead
+        self.now = 0.0
+        self.busy: list[float] = []
+        self.claims_end: float | None = None
+        self.asked = (0, 0)
+        self.ids = itertools.count()
+        self.started: list[float] = []
+        self.waits: list[float] = []
+
+    def go_on(self, until: float) -> None:
+        while self.now < until:
+            self._end_what_is_over()
+            if self.claims_end is None:
+                self._begin_a_claim()
+            if len(self.busy) < self.slots and (job := self.lane.take()) is not None:
+                self._begin(job)
+            else:
+                nexts = [*self.busy[:1], *([] if self.claims_end is None else [self.claims_end])]
+                self.now = max(self.now, min(nexts, default=until))
+
+    def _end_what_is_over(self) -> None:
+        while self.busy and self.busy[0] <= self.now:
+            heapq.heappop(self.busy)
+            self.lane.ran(self.run)
+        if self.claims_end is not None and self.claims_end <= self.now:
+            idle, wanted = self.asked
+            jobs = [a_job(next(self.ids), claimed_at=self.now) for _ in range(wanted)]
+            self.lane.put(jobs)
+            self.lane.claimed(idle, wanted, jobs)
+            self.claims_end = None
+
+    def _begin_a_claim(self) -> None:
+        self.lane.idle = self.slots - len(self.busy)
+        self.asked = self.lane.wanted()
+        if self.asked[1]:
+            self.claims_end = self.now + self.claim
+
+    def _begin(self, job: Any) -> None:
+        self.started.append(self.now)
+        self.waits.append(self.now - job.claimed_at)
+        self.now += self.overhead
+        heapq.heappush(self.busy, self.now + self.run)
+
+
+@given(
+    slots=st.integers(1, 100),
+    run=st.sampled_from([0.0, 0.0001, 0.001, 0.005, 0.03]),
+    claim=st.sampled_from([0.0005, 0.006, 0.02]),
+)
+@settings(max_examples=25, deadline=None)
+def test_slots_are_kept_busy_and_no_job_waits_for_one(slots: int, run: float, claim: float) -> None:
+    """What is claimed ahead starts within milliseconds; and claims follow each other as fast as the slots can use them."""
+    simulated = Simulated(slots, run, claim, overhead=0.000_006)
+    simulated.go_on(until=0.2)
+    assert max(simulated.waits) <= 2 * AHEAD_SECONDS
+    settled = [at for at in simulated.started if at > 0.1]
+    rate = (len(settled) + slots) / (simulated.now - 0.1)  # all slots may begin just after the end
+    by_claims = CLAIM_MOST / claim  # claims of the greatest size, back to back
+    by_slots = slots / (run + slots * simulated.overhead)
+    one_by_one = slots / (run + claim + slots * simulated.overhead)
+    ahead = AHEAD_SECONDS / claim  # how much of a claim's time is covered by what may be claimed ahead
+    assert rate >= 0.9 * max(one_by_one, min(by_claims, by_slots) * min(1.0, ahead) / 2)
+    if run == 0.0 and claim <= 0.006:
+        assert rate >= 0.9 * min(by_claims, by_slots), "no time between claims"

@@ -8,6 +8,7 @@ from backfill.db import (
     LISTEN,
     MAINTENANCE,
     RELEASE,
+    SMALL_SETTINGS,
     WORKER_SETTINGS,
     Limit,
     Session,
@@ -34,7 +35,7 @@ class Connections:
 
     async def connect(self, limit: Limit) -> Session:
         """A connection for the purpose that the limit is for."""
-        settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else {}
+        settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else SMALL_SETTINGS
         named = {**settings, "application_name": f"{self._worker_id}:{limit.name}"}
         own = self._config.listen_url if limit is LISTEN else None
         connection = await connect(own or self._config.database_url, limit=limit, settings=named)

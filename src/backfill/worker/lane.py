@@ -5,6 +5,11 @@ job claimed here and not started is one that no other worker can start. So a lan
 it sees, begins within a few milliseconds, and nothing before it has seen any. The run time is a decaying maximum, so
 one slow task among fast ones ends the prefetch. A job that has waited in the buffer too long all the same (a handler
 took longer than its like) is handed back, and the lane claims nothing ahead for a while.
+
+The controller: with a run time r, n slots and an overhead o of each job, n / (r + n o) jobs begin in a second; the lane may
+hold as many as begin in AHEAD_SECONDS, nothing if r is longer than that, and AHEAD_MOST at most. A claim brings CLAIM_MOST at
+most, and the next one is sent as soon as there is room for half of that. So of quick jobs one claim is under way while the
+jobs of the last are run, and the server never waits for the worker.
 """
 
 import asyncio
@@ -22,12 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AHEAD_SECONDS: Final = 0.01  # a job claimed ahead should start within this
-AHEAD_MOST: Final = 500  # plans were checked for batches of this size
+AHEAD_MOST: Final = 1000  # claimed ahead and not begun: so a claim may be under way while the jobs of another are run
+CLAIM_MOST: Final = 500  # claimed ahead by one claim; plans were checked for batches of this size
 STALE_SECONDS: Final = 0.25  # buffered longer than this: handed back
 PAUSE_SECONDS: Final = 2.0  # without prefetch after that
 _DECAY: Final = 0.98  # per run: a slow run is forgotten after some hundred fast ones
 _TURN: Final = 0.002  # seconds that handlers which never suspend may run before others get the loop
-_OVERHEAD: Final = 0.000_02  # seconds a slot spends around a handler that does nothing
+_OVERHEAD: Final = 0.000_01  # seconds a slot spends around a handler that does nothing
 
 
 class Lane:
@@ -78,12 +84,12 @@ class Lane:
             return 0, 0
         buffered = len(self._buffer)
         ahead = self._ahead()
-        self.low_mark = ahead // 2
+        self.low_mark = max(ahead // 2, ahead - CLAIM_MOST // 2)
         idle = max(0, self.idle - buffered)
         if not idle and (not ahead or buffered > self.low_mark):
             return 0, 0
         self._looked = False
-        return idle, idle + max(0, ahead - max(0, buffered - self.idle))
+        return idle, idle + min(CLAIM_MOST, max(0, ahead - max(0, buffered - self.idle)))
 
     def claimed(self, idle: int, wanted: int, got: Sequence["Claimed"]) -> None:
         """Note what a claim for ``idle`` slots and ``wanted`` jobs in all brought.
@@ -123,7 +129,7 @@ class Lane:
         known = self._run_time
         if known is None or not self._may_prefetch or self.config.queue_name is not None:
             return 0
-        if time.monotonic() < self._paused_until:
+        if known > AHEAD_SECONDS or time.monotonic() < self._paused_until:  # all slots may just have begun
             return 0
         slots = self.config.concurrency
         return min(AHEAD_MOST, int(AHEAD_SECONDS * slots / (known + _OVERHEAD * slots)))
