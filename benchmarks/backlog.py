@@ -60,6 +60,26 @@ class Case:
     run: "Callable[[str, Case], Awaitable[tuple[float, float]]] | None" = None
 
 
+async def insert(
+    connection: "asyncpg.Connection[asyncpg.Record]", schema: str, count: int, columns: dict[str, str]
+) -> None:
+    """Add jobs, and their queues, by SQL over n for their columns."""
+    given = dict(columns)
+    queue = given.pop("queue", None)
+    if queue is not None:
+        queues = (
+            "insert into graphile_worker._private_job_queues (queue_name)"
+            f" select distinct {queue} from generate_series(1, $1::int) as n on conflict do nothing"
+        )
+        await connection.execute(with_schema(queues, schema), count)
+        given["job_queue_id"] = f"(select id from graphile_worker._private_job_queues where queue_name = {queue})"
+    jobs = (
+        f"insert into graphile_worker._private_jobs ({', '.join(given)})"
+        f" select {', '.join(given.values())} from generate_series(1, $1::int) as n"
+    )
+    await connection.execute(with_schema(jobs, schema), count)
+
+
 async def fill(connection: "asyncpg.Connection[asyncpg.Record]", case: Case) -> None:
     """Empty the tables and add the case's jobs."""
 
@@ -69,20 +89,11 @@ async def fill(connection: "asyncpg.Connection[asyncpg.Record]", case: Case) -> 
     await run("truncate graphile_worker._private_jobs, graphile_worker._private_job_queues restart identity")
     await run("insert into graphile_worker._private_tasks (identifier) values ('nothing') on conflict do nothing")
     for count, columns in case.fill:
-        given = dict(columns)
-        queue = given.pop("queue", None)
-        if queue is not None:
-            await run(
-                "insert into graphile_worker._private_job_queues (queue_name)"
-                f" select distinct {queue} from generate_series(1, $1::int) as n on conflict do nothing",
-                count,
-            )
-            given["job_queue_id"] = f"(select id from graphile_worker._private_job_queues where queue_name = {queue})"
-        await run(
-            f"insert into graphile_worker._private_jobs ({', '.join(['task_id', *given])})"
-            " select (select id from graphile_worker._private_tasks where identifier = 'nothing')"
-            f"{''.join(f', {value}' for value in given.values())} from generate_series(1, $1::int) as n",
+        await insert(
+            connection,
+            SCHEMA,
             count,
+            {"task_id": "(select id from graphile_worker._private_tasks where identifier = 'nothing')", **columns},
         )
     if case.before:
         await run(case.before)
@@ -316,9 +327,8 @@ def scenarios(scale: float) -> dict[str, list[Case]]:
     }
 
 
-async def measure(dsn: str, name: str, cases: Sequence[Case], rounds: int) -> None:
-    """Measure the cases of one scenario, in turns, and print."""
-    print(name, flush=True)
+async def measure(dsn: str, cases: Sequence[Case], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Measure the cases of one scenario, in turns: of each, the rate and the CPU seconds a job in each round."""
     found: dict[str, list[tuple[float, float]]] = {case.name: [] for case in cases}
     connection = await asyncpg.connect(dsn)
     for number in range(rounds):
@@ -327,14 +337,20 @@ async def measure(dsn: str, name: str, cases: Sequence[Case], rounds: int) -> No
                 await fill(connection, case)
             found[case.name].append(await (case.run or drain)(dsn, case))
     await connection.close()
+    return found
+
+
+def show(name: str, found: dict[str, list[tuple[float, float]]]) -> None:
+    """Print medians, and their ratios to those of the first case."""
+    print(name, flush=True)
     first: tuple[float, float] | None = None
-    for case in cases:
-        rate, cpu = (statistics.median(values) for values in zip(*found[case.name], strict=True))
+    for case, samples in found.items():
+        rate, cpu = (statistics.median(values) for values in zip(*samples, strict=True))
         first = first or (rate, cpu)
         ratios = f"ratio {rate / first[0]:.2f}"
         if cpu and first[1]:
             ratios += f"; {cpu * 1e6:8.1f} µs of the server's CPU, ratio {cpu / first[1]:.2f}"
-        print(f"  {case.name:32} {rate:9.0f}/s, {ratios}", flush=True)
+        print(f"  {case:32} {rate:9.0f}/s, {ratios}", flush=True)
 
 
 async def run(dsn: str, names: Sequence[str], rounds: int, scale: float) -> None:
@@ -343,7 +359,7 @@ async def run(dsn: str, names: Sequence[str], rounds: int, scale: float) -> None
         try:
             for name, cases in scenarios(scale).items():
                 if name in names or not names:
-                    await measure(dsn, name, cases, rounds)
+                    show(name, await measure(dsn, cases, rounds))
         finally:
             await client.pool.execute(with_schema("drop schema graphile_worker cascade", SCHEMA))
 

@@ -1,0 +1,12 @@
+"""All parts, in the order of the tables."""
+
+from benchmarks.suite.parts import adding, mixed, process, side, waiting, xmin
+
+PARTS = [
+    *side.PARTS,
+    *waiting.PARTS,
+    *adding.PARTS,
+    *mixed.PARTS,
+    *process.PARTS,
+    *xmin.PARTS,
+]

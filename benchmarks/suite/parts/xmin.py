@@ -1,0 +1,195 @@
+"""A transaction that somebody left open, for minutes, at 1,000 jobs a second: nothing that was deleted meanwhile can be vacuumed."""
+
+import asyncio
+import contextlib
+import ctypes
+import multiprocessing
+import time
+from collections.abc import Iterator
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any
+
+import asyncpg
+from benchmarks.suite.bench import Bench, tell
+from benchmarks.suite.drains import Runs, working
+from benchmarks.suite.part import Part
+from benchmarks.suite.rows import Cases, Row, has, number, spread
+
+from backfill import BackfillClient, task
+from backfill.worker.link import Link
+
+RATE = 1_000  # jobs a second
+STEP = 60.0  # seconds that a value stands for
+FREE = 60.0  # seconds without the transaction, before
+DEAD = """select pg_stat_get_dead_tuples('graphile_worker._private_jobs'::regclass),
+pg_total_relation_size('graphile_worker._private_jobs')"""
+
+
+async def _produce(dsn: str, count: "Synchronized[int]", ends: "Synchronized[int]") -> None:
+    async with BackfillClient(dsn, install=False) as client:
+        began, sent = time.monotonic(), 0
+        while not ends.value:
+            for _ in range(int((time.monotonic() - began) * RATE) - sent):
+                await client.enqueue("noop", {"id": sent})
+                sent += 1
+                count.value = sent
+            await asyncio.sleep(0.002)
+
+
+def produce(dsn: str, count: "Synchronized[int]", ends: "Synchronized[int]") -> None:
+    """In a process: add jobs at the rate, until told to end."""
+    asyncio.run(_produce(dsn, count, ends))
+
+
+@contextlib.contextmanager
+def timed_claims() -> Iterator[list[float]]:
+    """The seconds that each claim takes, as the workers in this process see it."""
+    taken: list[float] = []
+    fetch = Link.fetch
+
+    async def timed(self: Link, name: str, *args: Any) -> Any:
+        began = time.perf_counter()
+        rows = await fetch(self, name, *args)
+        if name.startswith("claim"):
+            taken.append(time.perf_counter() - began)
+        return rows
+
+    Link.fetch = timed  # type: ignore[method-assign]  # the only way to see each claim's time; a worker tells none
+    try:
+        yield taken
+    finally:
+        Link.fetch = fetch  # type: ignore[method-assign]  # as it was
+
+
+class Watch:
+    """Values for each step of time.
+
+    Attributes:
+        values: Of each measure, one for each step.
+    """
+
+    def __init__(
+        self, bench: Bench, watcher: "asyncpg.Connection[asyncpg.Record]", runs: Runs, taken: list[float]
+    ) -> None:
+        self.values: dict[str, list[float]] = {}
+        self._bench = bench
+        self._watcher = watcher
+        self._runs = runs
+        self._taken = taken
+
+    async def step(self, seconds: float, produced: "Synchronized[int]") -> None:
+        """Wait, and note what was in that time."""
+        cpu, ran = self._bench.server_cpu(), self._runs.count
+        self._taken.clear()
+        await asyncio.sleep(seconds)
+        claims, jobs = sorted(self._taken), self._runs.count - ran
+        dead, size = await self._watcher.fetchrow(DEAD) or (0, 0)
+        found = {
+            "claim_p50": claims[len(claims) // 2] * 1e3 if claims else 0.0,
+            "claim_p99": claims[len(claims) * 99 // 100] * 1e3 if claims else 0.0,
+            "claims": len(claims) / seconds,
+            "rate": jobs / seconds,
+            "backlog": produced.value - self._runs.count,
+            "cpu_server": (self._bench.server_cpu() - cpu) / max(1, jobs) * 1e6,
+            "dead": float(dead),
+            "mib": size / (1 << 20),
+        }
+        for what, value in found.items():
+            self.values.setdefault(what, []).append(value)
+        tell("  " + ", ".join(f"{what} {value:.4g}" for what, value in found.items()))
+
+
+async def measure(bench: Bench) -> Cases:
+    minutes = float(bench.options.held_minutes) if bench.options else 10.0
+    step = 6.0 if bench.quick else STEP
+    steps = max(1, round(minutes * 60 / STEP))
+    dsn, runs = await bench.fresh(), Runs()
+
+    @task("noop")
+    async def handler(payload: dict[str, int]) -> None:
+        runs()
+
+    context = multiprocessing.get_context("spawn")
+    produced, ends = context.Value(ctypes.c_long, 0), context.Value(ctypes.c_long, 0)
+    producer = context.Process(target=produce, args=(dsn, produced, ends))
+    holder, watcher = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    found: Cases = {}
+    with timed_claims() as taken:
+        async with working(dsn, handler):
+            producer.start()
+            try:
+                while not runs.count:
+                    await asyncio.sleep(0.05)
+                free = Watch(bench, watcher, runs, taken)
+                await free.step(6.0 if bench.quick else FREE, produced)
+                found["free"] = free.values
+                await holder.execute("begin isolation level repeatable read")
+                await holder.fetchval("select count(*) from graphile_worker._private_tasks")
+                held = Watch(bench, watcher, runs, taken)
+                for _ in range(steps):
+                    await held.step(step, produced)
+                found["held"] = held.values
+            finally:
+                ends.value = 1
+                producer.join()
+    await holder.close()
+    await watcher.close()
+    return found
+
+
+def rows(cases: Cases) -> list[Row]:
+    if not has(cases, "held", "free"):
+        return []
+    held, free = cases["held"], cases["free"]
+    what = f"xmin held for {len(held['rate'])} minutes, {RATE:,} jobs/s"
+    most = max(held["backlog"])
+    return [
+        Row(f"{what}: jobs that wait, at most", f"< {RATE // 10}", number(most), met=most < RATE / 10),
+        Row(
+            f"{what}: claim time p99, of the worst minute",
+            "≤ 10 ms",
+            f"{number(max(held['claim_p99']))} ms",
+            f"without: {number(free['claim_p99'][0])} ms",
+            max(held["claim_p99"]) / free["claim_p99"][0],
+            max(held["claim_p99"]) <= 10,
+        ),
+        Row(
+            f"{what}: claim time p50",
+            "",
+            spread(held["claim_p50"], " ms"),
+            f"without: {number(free['claim_p50'][0])} ms",
+            max(held["claim_p50"]) / free["claim_p50"][0],
+        ),
+        Row(
+            f"{what}: CPU of the server for a job, in the last minute",
+            "",
+            f"{number(held['cpu_server'][-1])} µs",
+            f"without: {number(free['cpu_server'][0])} µs",
+            held["cpu_server"][-1] / free["cpu_server"][0],
+        ),
+    ]
+
+
+def table(cases: Cases) -> str:
+    """Minute by minute."""
+    if not has(cases, "held", "free"):
+        return ""
+    columns = {
+        "jobs/s": "rate",
+        "waiting": "backlog",
+        "claims/s": "claims",
+        "claim p50 ms": "claim_p50",
+        "claim p99 ms": "claim_p99",
+        "server's CPU µs a job": "cpu_server",
+        "dead rows": "dead",
+        "table and indexes MiB": "mib",
+    }
+    lines = [f"| minute | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, values in cases.items():
+        for step in range(len(values["rate"])):
+            cells = " | ".join(number(values[what][step]) for what in columns.values())
+            lines.append(f"| {'without' if name == 'free' else step + 1} | {cells} |")
+    return "\n".join(lines)
+
+
+PARTS = [Part("xmin", "1,000 jobs a second under a transaction that stays open", measure, rows, table)]
