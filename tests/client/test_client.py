@@ -30,6 +30,18 @@ async def test_opening_installs_the_schema(empty_db: "Database") -> None:
         assert (await client.enqueue("t")).is_enqueued
 
 
+async def test_its_sessions_get_another_name_and_those_of_a_given_pool_do_not(db: "Database") -> None:
+    name = "show application_name"
+    async with BackfillClient(db.dsn, schema=db.schema) as client:
+        async with client.pool.acquire() as used:
+            await client.name_sessions("mine")
+            assert await used.fetchval(name) == "backfill"
+        assert await client.pool.fetchval(name) == "mine"
+        async with BackfillClient(client.pool, schema=db.schema) as other:
+            await other.name_sessions("other")
+            assert await other.pool.fetchval(name) == "mine"
+
+
 async def test_opening_without_installing_wants_it_there(empty_db: "Database") -> None:
     client = BackfillClient(empty_db.dsn, install=False)
     with pytest.raises(SchemaError, match="schema install"):

@@ -14,6 +14,7 @@ from typing import Any
 
 from backfill import WorkerContext, task
 from backfill.errors import ConnectionTimeout, ValidationFailed
+from backfill.sql import text
 
 STEP = 0.1  # seconds between signs of life
 BEGIN = """
@@ -73,6 +74,18 @@ async def idles(_: Any, ctx: WorkerContext) -> None:
     async with noted(ctx):
         if not ctx.job.extras.crashes:
             await asyncio.Event().wait()
+
+
+@task
+async def holds(_: Any, ctx: WorkerContext) -> None:
+    """Stay for ever, the first time, where `ctx.transaction()` has looked whether the claim stands and has not yet committed."""
+    async with noted(ctx) as run:
+        if not ctx.job.extras.crashes:
+            async with ctx.transaction() as connection:
+                await connection.execute(SEEN, run)
+                looked = text("hold_claim", os.environ["GRAPHILE_WORKER_SCHEMA"])
+                assert await connection.fetchval(looked, ctx.job.id, ctx.job.locked_by)
+                await asyncio.Event().wait()
 
 
 @task

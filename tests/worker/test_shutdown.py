@@ -284,7 +284,8 @@ async def claims_wait(sql: "Sql", other: "Sql") -> bool:
 
 async def alone(sql: "Sql") -> bool:
     return not await sql.value(
-        "select exists (select from pg_stat_activity where datname = current_database() and application_name like 'backfill-%')"
+        "select exists (select from pg_stat_activity where datname = current_database()"
+        " and application_name like 'backfill-%' and application_name not like '%:pool')"  # the runner's, which is open
     )
 
 
@@ -293,6 +294,8 @@ async def test_a_runner_runs_twice(sql: "Sql", make_runner: "MakeRunner", until:
 
     @task("held")
     async def note(ctx: WorkerContext) -> None:
+        name = await ctx.pool.fetchval("show application_name")
+        assert name == f"{ctx.worker_id}:pool", "others would not find its sessions when it is dead"
         seen.append(ctx.worker_id)
 
     runner = await make_runner(note)

@@ -192,6 +192,40 @@ async def test_its_connections_are_ended(db: "Database", sql: "Sql", claims: "Cl
     await until(frozen.is_closed, "it is ended")
 
 
+async def test_those_of_its_handlers_are_ended_as_well_but_none_that_is_idle(
+    db: "Database", sql: "Sql", claims: "Claims"
+) -> None:
+    """An idle one holds nothing; the worker may come back, and behind a pooler it may be somebody else's by now."""
+    await sql.add_many(1)
+    await claims.take()
+    name = {"application_name": f"{claims.worker}:pool"}
+    busy, idle = [await db.connect(server_settings=name) for _ in range(2)]
+    await busy.execute("begin")
+    await busy.fetch(with_schema("select from graphile_worker._private_jobs for key share", db.schema))
+    assert (await swept(sql, await dies(claims))).released == 1
+    await until(busy.is_closed, "it is ended")
+    assert await idle.fetchval("select true")
+
+
+async def test_its_sessions_have_ended_before_it_looks_for_what_they_held(
+    sql: "Sql", db: "Database", claims: "Claims"
+) -> None:
+    """Many of them, each of which holds a job; the sweep passes by what is locked."""
+    await sql.add_many(12)
+    await claims.take(12)
+    for number in range(12):
+        busy = await db.connect(server_settings={"application_name": f"{claims.worker}:pool"})
+        await busy.execute("begin")
+        await busy.fetch(
+            with_schema(
+                "select from graphile_worker._private_jobs order by id offset $1 limit 1 for key share", db.schema
+            ),
+            number,
+        )
+    done = await swept(sql, await dies(claims))
+    assert (done.released, done.left) == (12, 0)
+
+
 async def test_only_the_job_that_was_the_sole_suspect_three_times_is_quarantined(
     sql: "Sql", make_claims: MakeClaims
 ) -> None:

@@ -51,6 +51,7 @@ class BackfillClient(Operations):
         self._given = None if isinstance(url_or_pool, str) else url_or_pool
         self._schema = check_schema_name(schema)
         self._install = install
+        self._settings: dict[str, str] = {}
         self._pool: Pool | None = None
         self._enqueuer: Enqueuer | None = None
         self.background: set[asyncio.Task[None]] = set()  # ends with the client
@@ -64,7 +65,7 @@ class BackfillClient(Operations):
                 from this role; the message says what to do.
         """
         if self._pool is None:
-            pool = self._given or await open_pool(str(self._url))
+            pool = self._given or await open_pool(str(self._url), settings=self._settings)
             try:
                 async with Borrowed(pool, "cannot open the client") as connection:
                     state = await open_schema(connection, self._schema, installing=self._install)
@@ -86,6 +87,18 @@ class BackfillClient(Operations):
         await enqueuer.close()
         if pool is not self._given:
             await close_pool(pool)
+
+    async def name_sessions(self, name: str) -> None:
+        """Have the server know the sessions of the client's pool by another name than ``backfill``; not of a pool that was given.
+
+        Connections that are open are replaced, those in use when they come back.
+
+        Args:
+            name: What their ``application_name`` is from now on.
+        """
+        self._settings["application_name"] = name
+        if self._pool is not None and self._pool is not self._given:
+            await self._pool.expire_connections()
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -109,7 +109,7 @@ async def open_pool(
         max_size: Connections at most.
         limit: How long each statement may take.
         connect_timeout: Seconds until an attempt to connect is given up.
-        settings: PostgreSQL settings of each session; ``application_name`` is ``backfill`` unless given.
+        settings: PostgreSQL settings of each session, read when it begins; ``application_name`` is ``backfill`` unless given.
 
     Raises:
         DatabaseError: It did not work; the message names host and database and says what to do.

@@ -116,18 +116,24 @@ select workers.id
       and (known.dead_at is not null or known.heartbeat_at + known.lease < clock_timestamp())
 
 -- name: end_connections_of_dead
--- Ends the connections of workers whose lease has ended: what they have under way there holds locks. Those of other roles are
--- left to the server's own limits.
--- takes: ids text[], heartbeats timestamptz[]
+-- Ends the sessions of workers whose lease has ended that are in a statement or a transaction, which may hold locks; those of
+-- their handlers, too. Waits for the end of the last one, up to $3 milliseconds: what they held is free then. Those of other
+-- roles are left to the server's own limits. An idle one holds nothing: a worker that comes back goes on with it, and behind a
+-- pooler it may be somebody else's in a moment.
+-- takes: ids text[], heartbeats timestamptz[], patience int8
 -- gives: ended int8
-select count(*) filter (where pg_terminate_backend(activity.pid)) as ended
+select count(*) filter (where pg_terminate_backend(busy.pid, case when busy.place = busy.number then $3::int8 else 0 end)) as ended
   from (
+    select activity.pid, row_number() over (order by activity.pid) as place, count(*) over () as number
+      from (
 -- include: expired_workers
-   ) as workers
-  ) as expired
-  join pg_stat_activity as activity on starts_with(activity.application_name, expired.id || ':')
- where activity.datname = current_database()
-   and pg_has_role(activity.usesysid, 'member')
+       ) as workers
+      ) as expired
+      join pg_stat_activity as activity on starts_with(activity.application_name, expired.id || ':')
+     where activity.datname = current_database()
+       and activity.state is distinct from 'idle'
+       and pg_has_role(activity.usesysid, 'member')
+  ) as busy
 
 -- name: mark_dead
 -- Declares workers dead whose lease has ended. It waits for no claim of theirs that is under way, but leaves them for the next

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Final
 
 from backfill.db import (
     CLAIM,
@@ -19,6 +20,8 @@ from backfill.db import (
 from backfill.sql import text
 from backfill.worker.config import WorkerConfig
 
+POOL: Final = "pool"  # what the connections of handlers are for
+
 
 class Connections:
     """Makes them."""
@@ -33,10 +36,14 @@ class Connections:
         self._config = config
         self._worker_id = worker_id
 
+    def name_of(self, purpose: str) -> str:
+        """The ``application_name`` of a connection: by it others find it when the worker is dead."""
+        return f"{self._worker_id}:{purpose}"
+
     async def connect(self, limit: Limit) -> Session:
         """A connection for the purpose that the limit is for."""
         settings = WORKER_SETTINGS if limit in (CLAIM, RELEASE) else SMALL_SETTINGS
-        named = {**settings, "application_name": f"{self._worker_id}:{limit.name}"}
+        named = {**settings, "application_name": self.name_of(limit.name)}
         own = self._config.listen_url if limit is LISTEN else None
         connection = await connect(own or self._config.database_url, limit=limit, settings=named)
         if limit is CLAIM:

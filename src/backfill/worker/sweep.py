@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 MOST_CRASHES: Final = 3  # workers that a suspect may kill, being the only suspect, before it is quarantined
 _SPREAD: Final = 0.3  # seconds over which a fleet's sweeps of the same worker are spread
 _SHARE: Final = 20  # while something is left that can't be taken, sweeps take a twentieth of the time
+_END: Final = 2_000  # milliseconds for the end of dead workers' sessions
 _FREEZE: Final = "10s"  # that a sweep whose process freezes in the middle may hold its locks
 
 Upkeep = Callable[[], AbstractAsyncContextManager[Session]]
@@ -94,7 +95,7 @@ async def sweep(
     recovery = recovery or Recovery(HookRegistry(), moved_by)
     ids, heartbeats = [worker for worker, _ in seen], [beat for _, beat in seen]
     try:
-        await connection.fetchval(text("end_connections_of_dead", schema), ids, heartbeats)
+        await connection.fetchval(text("end_connections_of_dead", schema), ids, heartbeats, _END)
     except asyncpg.InsufficientPrivilegeError as error:  # a superuser's: then they end by the server's own limits
         logger.warning("cannot end the connections of dead workers: %s", error)
     once = partial(_sweep, connection, schema, ids, heartbeats, recovery, moved_by=moved_by, orphans=orphans)

@@ -24,7 +24,7 @@ from backfill.worker.cancel import Canceller
 from backfill.worker.claim import Claimer
 from backfill.worker.claimed import Claimed, HandBack
 from backfill.worker.config import WorkerConfig
-from backfill.worker.connections import Connections
+from backfill.worker.connections import POOL, Connections
 from backfill.worker.handler import Handler
 from backfill.worker.heartbeat import Heartbeat
 from backfill.worker.lane import STALE_SECONDS, make_lanes, warn_of_gaps
@@ -295,6 +295,7 @@ class Worker:
         return False
 
     async def _enter(self) -> None:
+        await self._client.name_sessions(self._connections.name_of(POOL))
         await self.heartbeat.start()
         await self.teller.started(self._client.pool)
 
@@ -408,7 +409,7 @@ class Worker:
                 connection,
                 self.config.schema,
                 worker_id=self.id,
-                lost_connection=None if self._claim_link.is_open else f"{self.id}:{CLAIM.name}",
+                lost_connection=None if self._claim_link.is_open else self._connections.name_of(CLAIM.name),
                 held=self.releaser.held,
                 on_lost=lost,
                 has_pooler=connection.has_pooler,

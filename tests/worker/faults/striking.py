@@ -31,7 +31,7 @@ FIRST_OR_LAST = frozenset({STARTUP, *"QPBSX"})
 MUST_MEET = {
     "claim": ["claim_jobs", "claim_queue_head", "register_tasks", "next_due"],
     "release": ["release_completed", "release_completed_requeued", "release_failed", "hand_back"],
-    "backfill": ["add_job"],
+    "pool": ["add_job"],
     "maintenance": ["bury_exhausted_jobs"],
     "listen": ["prove_listen"],
 }

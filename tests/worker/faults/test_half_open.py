@@ -131,7 +131,7 @@ async def test_a_silent_connection_of_the_pool_costs_its_job_an_attempt(
         ran.note((number, ctx.attempt))
         await ctx.pool.fetchval(mark)
 
-    silence = Silence(db.dsn, "backfill", mark, "before")
+    silence = Silence(db.dsn, "pool", mark, "before")
     async with silence.proxy, run_worker(work, database_url=silence.proxy.dsn):
         silence.armed = True
         await client.enqueue_many([("work", number) for number in range(20)])
