@@ -11,6 +11,7 @@ import pytest
 from backfill import BackfillClient, JobSpec
 from backfill.client.notify import Notifier, notification
 from backfill.db import Keeper, open_pool
+from backfill.errors import DatabaseError
 
 if TYPE_CHECKING:
     from tests.client.conftest import Heard, Raw
@@ -65,6 +66,35 @@ async def test_after_a_quiet_interval_the_next_job_carries_its_own_again(
     patient.enqueuer._notifier._quiet_from = 0.0
     await patient.enqueue("t", 2)
     assert [told["count"] for told in await heard()] == [1, 1]
+
+
+async def test_when_the_interval_is_nearly_over_the_next_job_carries_what_was_counted(
+    patient: BackfillClient, heard: "Heard"
+) -> None:
+    for number in range(4):
+        await patient.enqueue("t", number)
+    patient.enqueuer._notifier._quiet_from = asyncio.get_running_loop().time() + 0.1 * FOREVER
+    await patient.enqueue("t", 4)
+    assert [told["count"] for told in await heard()] == [1, 4]
+    await patient.close()
+    assert await heard() == []
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_what_a_job_was_to_carry_is_told_by_the_next_when_it_fails_or_is_not_due(
+    patient: BackfillClient, heard: "Heard", raw: "Raw", fails: bool
+) -> None:
+    await raw.run("alter table graphile_worker._private_jobs add constraint no_fours check (payload::text <> '4')")
+    for number in range(4):
+        await patient.enqueue("t", number)
+    patient.enqueuer._notifier._quiet_from = 0.0
+    if fails:
+        with pytest.raises(DatabaseError, match="no_fours"):
+            await patient.enqueue("t", 4)
+    else:
+        await patient.enqueue("t", 5, JobSpec(run_at=FUTURE))
+    await patient.enqueue("t", 6)
+    assert [told["count"] for told in await heard()] == [1, 4]
 
 
 async def test_nobody_is_told_of_future_jobs(patient: BackfillClient, heard: "Heard", raw: "Raw") -> None:

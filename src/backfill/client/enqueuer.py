@@ -93,13 +93,13 @@ class Enqueuer:
         encoded = payload_text(payload, kind)
         if connection is not None:
             if kind.key is None and self.familiar:
-                return await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION)
+                return inserted(kind, encoded, await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION))
             await self._create_unknown([kind], connection)
             return await add_by_function(connection, self._schema, kind, encoded)
         what = f"cannot enqueue {kind.task}"
         async with Borrowed(self._pool, what, not_done=_NOT_ADDED, maybe=_MAYBE_ADDED, keeper=self._keeper) as own:
             if kind.key is None and self.familiar:
-                return await self._insert(own, kind, encoded, self._notifier.leading(), counting=True)
+                return await self._insert_and_count(own, kind, encoded)
             return await add_by_function(own, self._schema, kind, encoded)
 
     async def enqueue_task(
@@ -200,17 +200,30 @@ class Enqueuer:
                 raise
         return asked
 
-    async def _insert(
-        self, connection: Connection, kind: Kind, payload: str, notify: str | None, *, counting: bool = False
-    ) -> EnqueueOutcome:
-        """Add a job without a key; with ``counting`` the notifier is told of what was not announced."""
+    async def _insert_and_count(self, own: Connection, kind: Kind, payload: str) -> EnqueueOutcome:
+        """Add a job without a key, and have it announced."""
+        carried = self._notifier.leading()
+        if carried is None:
+            row = await self._insert(own, kind, payload, None)
+            if row["due"]:
+                self._notifier.count()
+            return inserted(kind, payload, row)
+        sent = False
+        try:
+            row = await self._insert(own, kind, payload, carried.text)
+            sent = row["notified"]
+        finally:
+            if not sent:
+                self._notifier.not_sent(carried)
+        return inserted(kind, payload, row)
+
+    async def _insert(self, connection: Connection, kind: Kind, payload: str, notify: str | None) -> asyncpg.Record:
+        """Add a job without a key; the row of ``insert_job``."""
         sql, args = build(self._schema, kind, payload, notify)
         for attempt in range(MOST_TRIES):
             row = await connection.fetchrow(sql, *args)
             if row is not None:
-                if counting and row["due"] and not row["notified"]:
-                    self._notifier.count()
-                return inserted(kind, payload, row)
+                return row
             await self._create([kind], connection, aside=attempt == 0)
         raise names_missing([kind])
 

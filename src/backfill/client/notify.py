@@ -2,21 +2,24 @@
 
 A transaction that notifies takes a lock, shared by the whole server, at its commit: adds that all notify commit one
 after another. So a client sends one notification with the first add (the leading edge), and what it adds within the next
-few milliseconds is announced by one more (the trailing edge) with the summed count. States:
+few milliseconds is announced by one more with the summed count. While adds keep coming, that one goes with an add too,
+which costs next to nothing; else it is sent by itself (the trailing edge). States:
 
 * **quiet**: nothing sent for ``interval``. The next add carries its own notification, and the client is
-* **busy**: adds carry none and are counted here; when the interval is over, the count is sent. With nothing to count it is
-  quiet again.
+* **busy**: adds carry none and are counted here. When ``interval`` is nearly over, the next add carries the count; when it
+  is over, what has not been carried is sent. With nothing to count it is quiet again.
+
+What an add carries comes back here if the add fails. While it waits, what it carries waits too; the notifications that
+follow wake workers meanwhile, and they take whatever is due.
 
 A notification that cannot be sent is only a delay: workers poll as well. Only due jobs are counted, by the database's
 clock.
 """
 
 import asyncio
-import contextlib
 import logging
 import random
-from typing import Final
+from typing import Final, NamedTuple
 
 from backfill.db import Borrowed, Keeper, Pool
 from backfill.errors import BackfillError
@@ -24,7 +27,8 @@ from backfill.sql import text
 
 logger = logging.getLogger(__name__)
 
-INTERVAL: Final = 0.005  # seconds; a latency that nobody sees beside a commit, and at most 200 notifications a second
+INTERVAL: Final = 0.005  # seconds; a latency that nobody sees beside a commit, and at most 250 notifications a second
+_EARLY: Final = 0.2  # the part of the interval before its end in which an add carries what is to be announced then
 
 # In a caller's transaction all notifications have one text, and PostgreSQL sends equal ones of a transaction once. How many
 # jobs there will be is not known then: enough to wake the idle workers of a usual process. Graphile Worker overstates too.
@@ -37,6 +41,18 @@ def notification(count: int) -> str:
     ``r`` is random, so that PostgreSQL takes no two of a transaction for one.
     """
     return f'{{"r":{random.random()},"count":{count}}}'  # noqa: S311 - no secret
+
+
+class Carried(NamedTuple):
+    """A notification that an add carries.
+
+    Attributes:
+        text: What to send.
+        others: How many jobs it tells of besides the one that carries it.
+    """
+
+    text: str
+    others: int
 
 
 class Notifier:
@@ -56,44 +72,68 @@ class Notifier:
         self._interval = interval
         self._quiet_from = 0.0
         self._count = 0
-        self._trailing: asyncio.Task[None] | None = None
-        self._closing = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sending: asyncio.Task[None] | None = None
 
-    def leading(self) -> str | None:
-        """The notification that the add about to be sent is to carry; None when it is to be counted instead."""
+    def leading(self) -> Carried | None:
+        """What the add about to be sent is to carry; None when it is to be counted instead."""
         now = asyncio.get_running_loop().time()
-        if now < self._quiet_from or self._trailing is not None:
+        if now < self._quiet_from - self._interval * _EARLY:
             return None
         self._quiet_from = now + self._interval
-        return notification(1)
+        others, self._count = self._count, 0
+        return Carried(notification(others + 1), others)
+
+    def not_sent(self, carried: Carried) -> None:
+        """Take back what an add was to carry that failed, or whose job is not due."""
+        self._quiet_from = 0.0
+        if carried.others:
+            self.count(carried.others)
 
     def count(self, jobs: int = 1) -> None:
         """Have jobs announced that were added without a notification and are due."""
         self._count += jobs
-        if self._trailing is None:
-            self._trailing = asyncio.create_task(self._trail(), name="backfill-notify")
+        if self._timer is None and self._sending is None:
+            self._wait()
 
     async def close(self) -> None:
         """Send what is still to be announced, and return when it has been."""
-        self._closing.set()
-        if self._trailing is not None:
-            await asyncio.wait([self._trailing])
+        while self._sending is not None or self._count:
+            await asyncio.wait([self._sending or self._send()])
+        self._stop_waiting()
 
-    async def _trail(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while self._count:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closing.wait(), max(self._quiet_from - loop.time(), 0))
-                count, self._count = self._count, 0
-                self._quiet_from = loop.time() + self._interval
-                await self._send(count)
-        finally:
-            self._trailing = None
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_at(self._quiet_from, self._look)
 
-    async def _send(self, count: int) -> None:
+    def _look(self) -> None:
+        """Send what is to be announced, unless an add has carried it and nothing is left."""
+        self._timer = None
+        if not self._count:
+            return
+        if asyncio.get_running_loop().time() < self._quiet_from:
+            self._wait()
+        else:
+            self._send()
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _send(self) -> asyncio.Task[None]:
+        self._stop_waiting()
+        count, self._count = self._count, 0
+        self._quiet_from = asyncio.get_running_loop().time() + self._interval
+        self._sending = asyncio.create_task(self._announce(count), name="backfill-notify")
+        return self._sending
+
+    async def _announce(self, count: int) -> None:
         try:
             async with Borrowed(self._pool, "cannot notify", keeper=self._keeper) as connection:
                 await connection.execute(text("notify_jobs", self._schema), notification(count))
         except BackfillError as error:
             logger.warning("%d new jobs could not be announced; workers find them by polling: %s", count, error)
+        finally:
+            self._sending = None
+            if self._count:
+                self._wait()

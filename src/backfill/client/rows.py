@@ -1,8 +1,8 @@
 """What a job's row will hold: a task, a payload and a spec, checked and brought into the columns' form."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -32,8 +32,7 @@ TaskName: TypeAlias = str | Task[Any] | type[TaskHandler]
 _PLAIN = JobSpec()
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(msgspec.Struct, frozen=True):
     """All about a job but its payload, as the columns have it; jobs of one kind share one such value.
 
     Attributes:
@@ -94,6 +93,18 @@ def kind_of(task: TaskName, spec: JobSpec | None) -> Kind:
         InvalidJob: The identifier cannot be one, or the spec is no JobSpec.
         ConfigurationError: The TaskHandler class is not complete.
     """
+    if spec is None and (type(task) is str or isinstance(task, Task | type)):
+        return _usual_kind(task)  # type: ignore[arg-type] # a type[TaskHandler] is Hashable
+    return _kind_of(task, spec)
+
+
+@lru_cache(maxsize=1024)
+def _usual_kind(task: Any) -> Kind:
+    """The kind of the jobs that have no spec: made once for each task, since finding it costs as much as sending one."""
+    return _kind_of(task, None)
+
+
+def _kind_of(task: TaskName, spec: JobSpec | None) -> Kind:
     identifier, spec = settings_of(task, spec)
     stored = spec.stored_flags()
     flags, extras = (NO_FLAGS, NO_EXTRAS) if stored is None else decode_flags(dict.fromkeys(stored))
