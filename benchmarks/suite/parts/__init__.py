@@ -1,6 +1,6 @@
 """All parts, in the order of the tables."""
 
-from benchmarks.suite.parts import adding, mixed, process, side, waiting, xmin
+from benchmarks.suite.parts import adding, costs, limits, mixed, process, side, waiting, xmin
 
 PARTS = [
     *side.PARTS,
@@ -8,5 +8,7 @@ PARTS = [
     *adding.PARTS,
     *mixed.PARTS,
     *process.PARTS,
+    *costs.PARTS,
+    *limits.PARTS,
     *xmin.PARTS,
 ]

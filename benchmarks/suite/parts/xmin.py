@@ -5,7 +5,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
@@ -20,7 +20,6 @@ from backfill.worker.link import Link
 
 RATE = 1_000  # jobs a second
 STEP = 60.0  # seconds that a value stands for
-FREE = 60.0  # seconds without the transaction, before
 DEAD = """select pg_stat_get_dead_tuples('graphile_worker._private_jobs'::regclass),
 pg_total_relation_size('graphile_worker._private_jobs')"""
 
@@ -69,15 +68,21 @@ class Watch:
     """
 
     def __init__(
-        self, bench: Bench, watcher: "asyncpg.Connection[asyncpg.Record]", runs: Runs, taken: list[float]
+        self,
+        bench: Bench,
+        watcher: "asyncpg.Connection[asyncpg.Record]",
+        runs: Runs,
+        taken: list[float],
+        produced: "Synchronized[int]",
     ) -> None:
         self.values: dict[str, list[float]] = {}
         self._bench = bench
         self._watcher = watcher
         self._runs = runs
         self._taken = taken
+        self._produced = produced
 
-    async def step(self, seconds: float, produced: "Synchronized[int]") -> None:
+    async def step(self, seconds: float) -> None:
         """Wait, and note what was in that time."""
         cpu, ran = self._bench.server_cpu(), self._runs.count
         self._taken.clear()
@@ -89,7 +94,7 @@ class Watch:
             "claim_p99": claims[len(claims) * 99 // 100] * 1e3 if claims else 0.0,
             "claims": len(claims) / seconds,
             "rate": jobs / seconds,
-            "backlog": produced.value - self._runs.count,
+            "backlog": self._produced.value - self._runs.count,
             "cpu_server": (self._bench.server_cpu() - cpu) / max(1, jobs) * 1e6,
             "dead": float(dead),
             "mib": size / (1 << 20),
@@ -99,11 +104,10 @@ class Watch:
         tell("  " + ", ".join(f"{what} {value:.4g}" for what, value in found.items()))
 
 
-async def measure(bench: Bench) -> Cases:
-    minutes = float(bench.options.held_minutes) if bench.options else 10.0
-    step = 6.0 if bench.quick else STEP
-    steps = max(1, round(minutes * 60 / STEP))
-    dsn, runs = await bench.fresh(), Runs()
+@contextlib.asynccontextmanager
+async def load(bench: Bench, dsn: str) -> AsyncIterator[Watch]:
+    """A worker here and a producer in another process, from the first job on until the block ends."""
+    runs = Runs()
 
     @task("noop")
     async def handler(payload: dict[str, int]) -> None:
@@ -112,28 +116,61 @@ async def measure(bench: Bench) -> Cases:
     context = multiprocessing.get_context("spawn")
     produced, ends = context.Value(ctypes.c_long, 0), context.Value(ctypes.c_long, 0)
     producer = context.Process(target=produce, args=(dsn, produced, ends))
-    holder, watcher = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
-    found: Cases = {}
+    watcher = await asyncpg.connect(dsn)
     with timed_claims() as taken:
         async with working(dsn, handler):
             producer.start()
             try:
                 while not runs.count:
                     await asyncio.sleep(0.05)
-                free = Watch(bench, watcher, runs, taken)
-                await free.step(6.0 if bench.quick else FREE, produced)
-                found["free"] = free.values
-                await holder.execute("begin isolation level repeatable read")
-                await holder.fetchval("select count(*) from graphile_worker._private_tasks")
-                held = Watch(bench, watcher, runs, taken)
-                for _ in range(steps):
-                    await held.step(step, produced)
-                found["held"] = held.values
+                yield Watch(bench, watcher, runs, taken, produced)
             finally:
                 ends.value = 1
                 producer.join()
-    await holder.close()
     await watcher.close()
+
+
+async def measure(bench: Bench) -> Cases:
+    minutes = float(bench.options.held_minutes) if bench.options else 10.0
+    step = 6.0 if bench.quick else STEP
+    steps = max(1, round(minutes * 60 / STEP))
+    dsn = await bench.fresh()
+    holder = await asyncpg.connect(dsn)
+    found: Cases = {}
+    async with load(bench, dsn) as watch:
+        await watch.step(step)
+        found["free"], watch.values = watch.values, {}
+        await holder.execute("begin isolation level repeatable read")
+        await holder.fetchval("select count(*) from graphile_worker._private_tasks")
+        for _ in range(steps):
+            await watch.step(step)
+        found["held"] = watch.values
+    await holder.close()
+    return found
+
+
+# -- settings of the tables ---------------------------------------------------------------------
+
+SETTINGS = """alter table graphile_worker._private_jobs set (
+  autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
+  autovacuum_vacuum_cost_delay = 0, fillfactor = 70)"""
+
+
+async def tables(bench: Bench) -> Cases:
+    """The same load on tables with default settings and with those that docs/performance.md recommends."""
+    seconds = 7.0 if bench.quick else 75.0  # longer than autovacuum sleeps between its rounds
+    found: Cases = {}
+    for name, sql in (("defaults", ""), ("recommended", SETTINGS)):
+        dsn = await bench.fresh()
+        connection = await asyncpg.connect(dsn)
+        if sql:
+            await connection.execute(sql)
+        async with load(bench, dsn) as watch:
+            await watch.step(seconds)
+            found[name] = watch.values
+            vacuums = "select pg_stat_get_autovacuum_count('graphile_worker._private_jobs'::regclass)"
+            found[name]["vacuums"] = [float(await connection.fetchval(vacuums))]
+        await connection.close()
     return found
 
 
@@ -170,26 +207,58 @@ def rows(cases: Cases) -> list[Row]:
     ]
 
 
+COLUMNS = {
+    "jobs/s": "rate",
+    "waiting": "backlog",
+    "claims/s": "claims",
+    "claim p50 ms": "claim_p50",
+    "claim p99 ms": "claim_p99",
+    "server's CPU µs a job": "cpu_server",
+    "dead rows": "dead",
+    "table and indexes MiB": "mib",
+    "autovacuums": "vacuums",
+}
+
+
+def steps_table(head: str, steps: Sequence[tuple[str, dict[str, float]]]) -> str:
+    """A line for each step."""
+    columns = {title: what for title, what in COLUMNS.items() if what in steps[0][1]}
+    lines = [f"| {head} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(number(values[what]) for what in columns.values())} |" for name, values in steps]
+    return "\n".join(lines)
+
+
 def table(cases: Cases) -> str:
     """Minute by minute."""
     if not has(cases, "held", "free"):
         return ""
-    columns = {
-        "jobs/s": "rate",
-        "waiting": "backlog",
-        "claims/s": "claims",
-        "claim p50 ms": "claim_p50",
-        "claim p99 ms": "claim_p99",
-        "server's CPU µs a job": "cpu_server",
-        "dead rows": "dead",
-        "table and indexes MiB": "mib",
-    }
-    lines = [f"| minute | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, values in cases.items():
-        for step in range(len(values["rate"])):
-            cells = " | ".join(number(values[what][step]) for what in columns.values())
-            lines.append(f"| {'without' if name == 'free' else step + 1} | {cells} |")
-    return "\n".join(lines)
+    steps = [
+        ("without" if name == "free" else str(step + 1), {what: found[step] for what, found in values.items()})
+        for name, values in cases.items()
+        for step in range(len(values["rate"]))
+    ]
+    return steps_table("minute", steps)
 
 
-PARTS = [Part("xmin", "1,000 jobs a second under a transaction that stays open", measure, rows, table)]
+def tables_table(cases: Cases) -> str:
+    """Side by side."""
+    return steps_table(
+        "settings", [(name, {what: found[0] for what, found in values.items()}) for name, values in cases.items()]
+    )
+
+
+def no_rows(_: Cases) -> list[Row]:
+    """There is no target."""
+    return []
+
+
+PARTS = [
+    Part(
+        "tables",
+        "a steady load, with default and with recommended settings of the tables",
+        tables,
+        no_rows,
+        tables_table,
+    ),
+    Part("xmin", "1,000 jobs a second under a transaction that stays open", measure, rows, table),
+]
