@@ -11,7 +11,6 @@ the finished text and walks the value, to name the place, only when the text is 
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -20,7 +19,8 @@ import msgspec
 
 from backfill.errors import ConfigurationError, InvalidJob, MalformedData
 
-_SUSPICIOUS = re.compile(rb"null|\\u0000|[0-9]{19}")
+_AS_ZEROS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
+_LONG_NUMBER = b"0" * 19  # the shortest that may be beyond int64, after all digits were made zeros
 _INT_LOW, _INT_HIGH = -(2**63), 2**63 - 1
 
 
@@ -39,7 +39,7 @@ def encode_payload(value: object) -> str:
         raise InvalidJob("payload is nested too deeply, or contains itself") from error
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
         raise InvalidJob(f"payload of type {type(value).__name__} cannot be written as JSON: {error}") from error
-    if _SUSPICIOUS.search(encoded):
+    if _may_have_bad_parts(encoded):
         _refuse_bad_parts(value)
     return encoded.decode()
 
@@ -119,6 +119,18 @@ def _from_builtins(payload_type: Any, value: Any) -> Any:
     if hasattr(payload_type, "model_validate"):
         return payload_type.model_validate(value)
     raise TypeError(f"no JSON value can become {payload_type!r}")
+
+
+def _may_have_bad_parts(encoded: bytes) -> bool:
+    """Whether the value has to be walked: its text has a null, a NUL or a long number, which most have not.
+
+    Plain searches, as a regular expression for the three takes ten times as long.
+    """
+    return (
+        b"null" in encoded
+        or b"\\u0000" in encoded
+        or (len(encoded) >= len(_LONG_NUMBER) and _LONG_NUMBER in encoded.translate(_AS_ZEROS))
+    )
 
 
 def _refuse_bad_parts(value: object) -> None:
