@@ -149,12 +149,28 @@ class Claims:
             self.token,
             await self.task_ids(tasks),
             *piece,
-            list(other_queues),
             began_at,
-            list(passed),
             suspects,
+            list(other_queues),
+            list(passed),
             *frontier,
         )
+        return sorted(rows, key=lambda row: (row["priority"], row["run_at"], row["id"]))
+
+    async def take_free(
+        self,
+        idle: int = 10,
+        *,
+        priorities: tuple[int, int] = ALL,
+        tasks: Sequence[str] = ("task",),
+        began_at: datetime | None = None,
+        suspects: bool = True,
+    ) -> list[asyncpg.Record]:
+        """Claim for one lane by the statement for when there are no queues; the rows in the order in which they would run."""
+        piece = ([0], [priorities[0]], [priorities[1]], [idle], [idle])
+        self.number += 1
+        task_ids = await self.task_ids(tasks)
+        rows = await self.sql.named("claim_free_jobs", self.token, task_ids, *piece, began_at, suspects)
         return sorted(rows, key=lambda row: (row["priority"], row["run_at"], row["id"]))
 
     async def frontier(self, *, other_queues: Sequence[str] = (), tasks: Sequence[str] = ("task",)) -> Frontier:

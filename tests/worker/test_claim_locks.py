@@ -209,7 +209,7 @@ async def test_a_head_that_was_changed_since_a_claim_began_is_passed_by(
 
 
 async def active(sql: "Sql", pid: int) -> bool:
-    state = "select state = 'active' and query like 'with alive%' from pg_stat_activity where pid = $1"
+    state = "select state = 'active' and query like 'with piece%' from pg_stat_activity where pid = $1"
     return bool(await sql.value(state, pid))
 
 

@@ -23,6 +23,7 @@ SLACK = 60  # pages: deeper index trees, a few more heap pages for rows that lie
 JOBS = "_private_jobs"
 STATEMENTS = (
     "claim_jobs",
+    "claim_free_jobs",
     "claim_queue_head",
     "claim_jobs_without_flags",
     "claim_queue_head_without_flags",
@@ -104,9 +105,10 @@ async def arguments(name: str, claims: "Claims", jobs: list[int]) -> tuple[Any, 
     token, piece = claims.token, (tasks, [0], [-32768], [32767], [10], [10])
     held: tuple[list[Any], ...] = ([], [], jobs, tokens)
     more: dict[str, tuple[Any, ...]] = {
-        "claim_jobs": (token, *piece, [], None, [], ANY, *NO_FRONTIER),
+        "claim_jobs": (token, *piece, None, ANY, [], [], *NO_FRONTIER),
         "claim_queue_head": (token, tasks, "q1", None, True),
-        "claim_jobs_without_flags": (token, *piece, [], None, [], True, *NO_FRONTIER, ["f"]),
+        "claim_jobs_without_flags": (token, *piece, None, True, [], [], *NO_FRONTIER, ["f"]),
+        "claim_free_jobs": (token, *piece, None, ANY),
         "claim_queue_head_without_flags": (token, tasks, "q1", None, True, ["f"]),
         "free_queues_without_flags": (tasks, [], [], 10, ["f"]),
         "next_due": (tasks,),
@@ -160,7 +162,7 @@ async def claim_pages(
     await prepared.prepare("claim_jobs")
     tasks = await claims.task_ids(["task"])
     piece = ([0], [-32768], [32767], [idle], [wanted])
-    plan = await prepared.explain("claim_jobs", claims.token, tasks, *piece, [], None, [], ANY, *frontier)
+    plan = await prepared.explain("claim_jobs", claims.token, tasks, *piece, None, ANY, [], [], *frontier)
     await claims.sql.run("deallocate claim_jobs")
     return pages(plan), int(plan["Actual Rows"])
 

@@ -74,6 +74,7 @@ class ClaimStatements:
         self._by_priority: dict[int, Lane] = {}
         self._passed: list[int] = []
         self._suspect: Claimed | None = None
+        self._may_be_queued = True
         self._releaser = releaser
         self._teller = teller
         self._lease = lease
@@ -95,17 +96,21 @@ class ClaimStatements:
         """
         columns: list[Any] = [list(column) for column in zip(*pieces, strict=True)]
         token, fence = self._next_token(), self._lease.fence
-        args = (
-            token,
-            self._task_ids,
-            *columns,
-            self._other_queues,
-            self._began_at,
-            [*self._passed, *self.frontier.passed, *self._own_queues()],
-            suspects and self._suspect is None,
-            *self.frontier.columns,
-        )
-        rows = await self._fetch_permitted("claim_jobs", "claim_jobs_without_flags", *args)
+        args = (token, self._task_ids, *columns, self._began_at, suspects and self._suspect is None)
+        rows: list[asyncpg.Record] = []
+        if self._is_small(pieces):
+            rows = await self._link.fetch("claim_free_jobs", *args)
+            self._may_be_queued = not rows and await self._has_queues()
+        if not rows and (self._may_be_queued or not self._is_small(pieces)):
+            passed = [*self._passed, *self.frontier.passed, *self._own_queues()]
+            rows = await self._fetch_permitted(
+                "claim_jobs",
+                "claim_jobs_without_flags",
+                *args,
+                self._other_queues,
+                passed,
+                *self.frontier.columns,
+            )
         jobs: dict[int, list[Claimed]] = {}
         for job in self._received(rows, token, fence, None):
             jobs.setdefault(job.lane.number, []).append(job)
@@ -121,6 +126,13 @@ class ClaimStatements:
         if rows:
             lane.put(self._received(rows, token, fence, lane))
         return len(rows)
+
+    def _is_small(self, pieces: Sequence[Piece]) -> bool:
+        """Whether there were no queues when last looked, and ``claim_free_jobs`` does for these pieces what ``claim_jobs`` would."""
+        if self._may_be_queued or self._forbidden_flags is not None:
+            return False
+        lanes = {lane for lane, *_ in pieces}
+        return len(lanes) == len(pieces) and all(idle == wanted for *_, idle, wanted in pieces)
 
     def suspect_is_done(self) -> bool:
         """Whether the suspect that ran is released: there may be another one, and this is asked once."""
@@ -164,9 +176,14 @@ class ClaimStatements:
 
     # -- questions --------------------------------------------------------------------------------
 
+    async def _has_queues(self) -> bool:
+        has_queues: bool = (await self._link.fetch("has_queues"))[0]["has_queues"]
+        return has_queues
+
     async def read_tasks(self) -> bool:
-        """Read the ids of the handlers' tasks; whether they are others than before."""
+        """Read the ids of the handlers' tasks, and whether there are queues; whether the ids are others than before."""
         before = self._task_ids
+        self._may_be_queued = await self._has_queues()
         rows = await self._link.fetch("register_tasks", list(self._by_name))
         self._by_task = {row["id"]: self._by_name[row["identifier"]] for row in rows}
         self._task_ids = sorted(self._by_task)

@@ -30,7 +30,7 @@ When = Literal["before", "after"]
 
 SHORT = 1.0  # seconds
 STATEMENTS = {
-    "claim": "claim_jobs",
+    "claim": "claim_free_jobs",
     "release": "release_completed",
     "listen": "prove_listen",
     "heartbeat": "beat",

@@ -95,7 +95,8 @@ async def test_jobs_of_a_claim_whose_reply_was_lost_are_handed_back_and_run_once
         ran.note((number, ctx.attempt))
 
     async with run_worker(work, database_url=fault.dsn, queue_configs=lanes) as running:
-        statement = "claim_queue_head" if queue and len(lanes) > 1 else "claim_jobs"
+        of_queue = "claim_queue_head" if len(lanes) > 1 else "claim_jobs"
+        statement = of_queue if queue else "claim_free_jobs"
         fault.strike(statement, only_if=lambda: client.list_jobs(state="running"))
         await client.enqueue_many([("work", number, JobSpec(queue=queue)) for number in (1, 2, 3)])
         await ran.total(3)
@@ -113,7 +114,7 @@ async def test_a_job_that_was_superseded_while_its_claim_was_in_doubt_is_not_run
         ran.note(payload)
 
     def rule(sent: Sent) -> Literal["after"] | None:
-        is_claim = (sent.kind, sent.sql) == ("S", text("claim_jobs", db.schema))
+        is_claim = (sent.kind, sent.sql) == ("S", text("claim_free_jobs", db.schema))
         return "after" if is_claim and asked.is_set() and not claimed.is_set() else None
 
     async def supersede(session: Session) -> None:
@@ -179,7 +180,7 @@ async def test_a_claim_that_arrives_after_its_connection_was_lost_takes_nothing(
         ran.note(ctx.job.id)
 
     def rule(sent: Sent) -> Literal["before"] | None:
-        is_claim = (sent.kind, sent.sql) == ("B", text("claim_jobs", db.schema))
+        is_claim = (sent.kind, sent.sql) == ("B", text("claim_free_jobs", db.schema))
         return "before" if is_claim and asked.is_set() and not late.is_set() else None
 
     async def delay(session: Session) -> None:
