@@ -28,7 +28,7 @@ def rows_of(part: Part, results: dict[str, Any]) -> list[Row]:
 def targets(parts: Iterable[Part], results: dict[str, Any]) -> str:
     """The table of targets; medians, and in parentheses between what the rounds lay."""
     lines = [line(row) for part in parts for row in rows_of(part, results)]
-    return "\n".join([HEAD, *lines])
+    return "\n".join([HEAD, *lines]) if lines else ""
 
 
 def machine(results: dict[str, Any]) -> str:
@@ -70,7 +70,7 @@ def write(page: Path, parts: Sequence[Part], results: dict[str, Any]) -> list[st
 
     def fill(block: re.Match[str]) -> str:
         text = made.get(block["name"])
-        if text is None:
+        if not text:
             missing.append(block["name"])
             text = "Not measured yet."
         return f"{block['begin']}\n{text}\n\n{block['end']}"

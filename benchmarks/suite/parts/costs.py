@@ -49,7 +49,7 @@ class Kind:
         size: Bytes of payload besides the number.
         task: Settings of the task.
         worker: Settings of the worker, and ``setup``.
-        sql: For the database, before.
+        sql: Before; `{database}` is the database's name.
         context: Whether the handler takes the context.
     """
 
@@ -96,14 +96,19 @@ KINDS = {
     "a serial queue for each job": Kind(spec=_queue),
     "payloads of 1 KB": Kind(size=1_000),
     "payloads of 10 KB": Kind(size=10_000),
-    LZ4: Kind(size=10_000, sql="set default_toast_compression = lz4"),
+    LZ4: Kind(size=10_000, sql="alter database {database} set default_toast_compression = lz4"),
     "a line logged for each job (log_jobs)": Kind(worker={"log_jobs": True}),
     "a hook: JobComplete": Kind(worker={"setup": watch(JobComplete)}),
     "six hooks all around a job": Kind(worker={"setup": ALL_HOOKS}),
     "two lanes": Kind(worker={"queue_configs": TWO_LANES}),
     "the shortest lease (5 s)": Kind(worker={"lease": timedelta(seconds=5)}),
     "without the dead letter queue": Kind(worker={"dlq_processor_interval": None}),
-    "synchronous_commit = off (unsafe: jobs may run twice)": Kind(sql="set synchronous_commit = off"),
+    "synchronous_commit = off (unsafe: jobs may run twice)": Kind(
+        sql="alter database {database} set synchronous_commit = off"
+    ),
+    "fillfactor = 45 for the table of jobs": Kind(
+        sql="alter table graphile_worker._private_jobs set (fillfactor = 45)"
+    ),
 }
 
 
@@ -112,7 +117,7 @@ async def prepare(dsn: str, kind: Kind) -> None:
     if kind.sql:
         connection = await asyncpg.connect(dsn)
         name = await connection.fetchval("select current_database()")
-        await connection.execute(f'alter database "{name}" {kind.sql}')
+        await connection.execute(kind.sql.format(database=name))
         await connection.close()
 
 

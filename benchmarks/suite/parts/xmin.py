@@ -153,7 +153,7 @@ async def measure(bench: Bench) -> Cases:
 
 SETTINGS = """alter table graphile_worker._private_jobs set (
   autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
-  autovacuum_vacuum_cost_delay = 0, fillfactor = 70)"""
+  autovacuum_vacuum_cost_delay = 0, fillfactor = 45)"""
 
 
 async def tables(bench: Bench) -> Cases:
