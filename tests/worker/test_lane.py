@@ -205,6 +205,23 @@ def test_no_claiming_ahead_from_what_seems_empty() -> None:
     assert lane.wanted()[1] > 0
 
 
+async def test_an_idle_lane_claims_ahead_once_its_slots_are_filled() -> None:
+    """A small claim is quicker, and mostly there is one job."""
+    lane = a_lane(4)
+    tasks = await waiting(lane, 4)
+    lane.ran(0.0001)
+    lane.claimed(4, 4, [a_job(0)])
+    lane.look_again()
+    assert lane.wanted() == (4, 4)
+    jobs = [a_job(n) for n in range(4)]
+    lane.claimed(4, 4, jobs)
+    lane.put(jobs)
+    idle, wanted = lane.wanted()
+    assert idle == 0
+    assert wanted > 100
+    await ended(tasks)
+
+
 def test_stale_jobs_take_the_rest_of_the_buffer_with_them_and_end_the_claiming_ahead() -> None:
     lane = a_lane(10)
     lane.ran(0.0001)

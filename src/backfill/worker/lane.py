@@ -9,7 +9,7 @@ took longer than its like) is handed back, and the lane claims nothing ahead for
 The controller: with a run time r, n slots and an overhead o of each job, n / (r + n o) jobs begin in a second; the lane may
 hold as many as begin in AHEAD_SECONDS, nothing if r is longer than that, and AHEAD_MOST at most. A claim brings CLAIM_MOST at
 most, and the next one is sent as soon as there is room for half of that. So of quick jobs one claim is under way while the
-jobs of the last are run, and the server never waits for the worker.
+jobs of the last are run, and the server never waits for the worker. A lane with idle slots fills these first.
 """
 
 import asyncio
@@ -108,7 +108,7 @@ class Lane:
             ahead: Whether any that can be claimed ahead; not, if it is only that a queue became free.
         """
         self.hungry = True
-        self._may_prefetch |= ahead
+        self._may_prefetch |= ahead and not self.idle  # idle slots are filled first: a small claim is quicker
         self._looked = True
         self._may_be_overtaken = True
 
