@@ -11,6 +11,7 @@ import click
 from backfill.cli.cron import cron
 from backfill.cli.demo import demo
 from backfill.cli.dlq import dlq
+from backfill.cli.doctor import doctor
 from backfill.cli.enqueue import enqueue
 from backfill.cli.failing import FAILED, report
 from backfill.cli.jobs import jobs
@@ -29,7 +30,7 @@ def root() -> None:
     """
 
 
-for command in (demo, worker, workers, enqueue, jobs, dlq, cron, schema):
+for command in (demo, worker, workers, enqueue, jobs, dlq, cron, schema, doctor):
     root.add_command(command)
 
 

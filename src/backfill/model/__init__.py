@@ -3,6 +3,7 @@
 from backfill.model.dlq import DlqFilter, DlqJob, DlqJobList, DlqStats
 from backfill.model.dlq_bulk import DlqEdit, DlqProgress, checked_notes
 from backfill.model.dlq_line import ImportLine, import_line
+from backfill.model.finding import Finding, FindingLevel
 from backfill.model.flags import (
     NO_EXTRAS,
     Extras,
@@ -35,6 +36,8 @@ __all__ = [
     "EnqueueOutcome",
     "Enqueued",
     "Extras",
+    "Finding",
+    "FindingLevel",
     "ImportLine",
     "Job",
     "JobKeyMode",
