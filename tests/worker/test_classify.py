@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import traceback
 from typing import Any
 
 import pytest
@@ -241,3 +242,31 @@ def test_a_dead_letters_traceback_begins_in_the_handler() -> None:
     shown = json.loads(detail(caught.value))["traceback"]
     assert "in handler" in shown
     assert "slot.py" not in shown
+
+
+def fails_in_two_places(way: int, inner: Exception | None = None) -> None:
+    if way == 0:
+        raise ValueError("first")
+    if way == 1:
+        raise OSError("second") from inner
+    [1, 2, 3].index(way * 10 + len("some text") // 2)
+
+
+@pytest.mark.parametrize("way", [0, 1, 2])
+@pytest.mark.parametrize("inner", [None, KeyError("cause")])
+def test_a_traceback_is_the_same_each_time_it_is_shown(way: int, inner: Exception | None) -> None:
+    """What is kept of one place must fit the errors of that place, and no others."""
+    for _ in range(3):
+        with pytest.raises((ValueError, OSError)) as caught:
+            fails_in_two_places(way, inner)
+        caught.value.add_note("and a note")
+        assert json.loads(detail(caught.value))["traceback"] == "".join(traceback.format_exception(caught.value))
+
+
+def test_the_same_function_in_two_files_is_told_apart() -> None:
+    for file in ("/one.py", "/other.py"):
+        names: dict[str, Any] = {}
+        exec(compile("def handler():\n    raise ValueError('no')\n", file, "exec"), names)
+        with pytest.raises(ValueError, match="no") as caught:
+            names["handler"]()
+        assert file in json.loads(detail(caught.value))["traceback"]

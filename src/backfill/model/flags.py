@@ -33,6 +33,7 @@ PREFIX = "backfill:"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _COUNT = re.compile(r"[1-9][0-9]{0,8}")
 _MOST_CRASHES = 999_999_999
+_LONGEST_KEPT = 500  # characters of flags whose meaning is kept
 
 
 class Extras(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +108,11 @@ def decode_flags_text(text: str | None) -> tuple[frozenset[str], Extras]:
     """Do the same for the column's jsonb text; what is no JSON object counts as no flags."""
     if text is None:
         return NO_FLAGS, NO_EXTRAS
+    return _decoded_text(text) if len(text) <= _LONGEST_KEPT else _decoded_text.__wrapped__(text)
+
+
+@lru_cache(maxsize=500)  # a task's jobs have the same flags, mostly
+def _decoded_text(text: str) -> tuple[frozenset[str], Extras]:
     try:
         return decode_flags(_NAMES_DECODER.decode(text))
     except (msgspec.DecodeError, RecursionError):

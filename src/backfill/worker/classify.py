@@ -14,7 +14,9 @@ A message can only make an error retryable, never the reverse: giving up on a jo
 
 import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType, TracebackType
 from typing import Any, Final
 
 import msgspec
@@ -38,7 +40,14 @@ _PASSING: Final = re.compile(
     re.IGNORECASE,
 )
 _SLOT: Final = str(Path(__file__).with_name("slot.py"))
+_SHOWN_WITH_MORE: Final = (BaseExceptionGroup, SyntaxError, NameError, AttributeError, ImportError)
+_DEEPEST: Final = 30  # frames of a stack that is kept
+_MOST_STACKS: Final = 200
 _LONGEST_MESSAGE: Final = 10_000  # characters kept of a message, and of a traceback twice that
+
+_Place = tuple[tuple[str, CodeType, int], ...]  # equal code may be in two files
+# Where thousands of jobs fail, they fail in a few places; to look up and underline each line anew takes ten times as long.
+_stacks: dict[_Place, str] = {}
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -98,11 +107,35 @@ def _message(error: BaseException) -> str:
         return f"(its text raised {type(broken).__name__})"
 
 
+def _place(error: BaseException) -> _Place | None:
+    """Where the error was raised; None if more than that goes into its traceback, or more than is kept."""
+    if error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        return None
+    if isinstance(error, _SHOWN_WITH_MORE):
+        return None
+    calls = [(code.co_filename, code, last) for code, last in _calls(error.__traceback__) if code.co_filename != _SLOT]
+    return tuple(calls) if 0 < len(calls) <= _DEEPEST else None
+
+
+def _calls(trace: TracebackType | None) -> Iterator[tuple[CodeType, int]]:
+    while trace is not None:
+        yield trace.tb_frame.f_code, trace.tb_lasti
+        trace = trace.tb_next
+
+
 def _traceback(error: BaseException) -> str:
     """The traceback without the frames of the slot, which say nothing about the handler."""
     try:
+        place = _place(error)
+        stack = _stacks.get(place) if place else None
+        if stack is not None:
+            return "".join([stack, *traceback.format_exception_only(error)])
         shown = traceback.TracebackException.from_exception(error)
         shown.stack = traceback.StackSummary.from_list([frame for frame in shown.stack if frame.filename != _SLOT])
+        if place:
+            if len(_stacks) == _MOST_STACKS:
+                _stacks.clear()
+            _stacks[place] = "".join(["Traceback (most recent call last):\n", *shown.stack.format()])
         return "".join(shown.format())
     except Exception as broken:  # noqa: BLE001 - as above; Python's own formatting trips over odd attributes
         return f"(its traceback can't be shown: {type(broken).__name__})"
