@@ -282,6 +282,33 @@ async def test_a_transaction_of_a_claim_that_was_taken_away_is_rolled_back(
     assert "was taken away while it ran" in str(refused[0])
 
 
+async def test_a_transaction_that_is_open_when_the_lease_ends_is_rolled_back_though_nobody_took_the_job(
+    sql: "Sql", run_worker: "RunWorker", until: "Until"
+) -> None:
+    """Its claim still stands in the database, but who takes it over may be at it."""
+    await sql.run("create table effects (job bigint)")
+    refused: list[BaseException] = []
+    leases: list[Lease] = []
+
+    @task("task")
+    async def write(ctx: WorkerContext) -> None:
+        try:
+            async with ctx.transaction() as connection:
+                await connection.execute("insert into effects values ($1)", ctx.job.id)
+                if not refused:
+                    leases[0].lose()
+        except ClaimLost as error:
+            refused.append(error)
+            raise
+
+    async with run_worker(write, lease=LEASE) as running:
+        leases.append(running.worker.lease)
+        job = await sql.add("task")
+        await until(lambda: is_gone(sql, job))
+    assert await sql.value("select count(*) from effects") == 1
+    assert "may not commit a transaction" in str(refused[0])
+
+
 def nothing_held(worker: Any) -> bool:
     return not worker.releaser.held
 

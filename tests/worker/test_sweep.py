@@ -226,6 +226,21 @@ async def test_its_sessions_have_ended_before_it_looks_for_what_they_held(
     assert (done.released, done.left) == (12, 0)
 
 
+async def test_a_transaction_that_has_looked_whether_its_claim_stands_commits_before_others_get_the_job(
+    sql: "Sql", other: "Sql", claims: "Claims"
+) -> None:
+    """One whose session can't be ended, such as of another role."""
+    (job,) = await sql.add_many(1)
+    await claims.take()
+    seen = await dies(claims)
+    async with other.connection.transaction():
+        assert await other.named("hold_claim", job, claims.token)
+        done = await swept(sql, seen)
+        assert (done.released, done.left) == (0, 1)
+    assert (await swept(sql, seen)).released == 1
+    assert not await other.named("hold_claim", job, claims.token)
+
+
 async def test_only_the_job_that_was_the_sole_suspect_three_times_is_quarantined(
     sql: "Sql", make_claims: MakeClaims
 ) -> None:
