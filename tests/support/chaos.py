@@ -39,6 +39,9 @@ WORKERS: Final = 3
 SLOTS: Final = 6
 BETWEEN: Final = (0.5, 5.0)  # seconds between faults
 LONGEST_END: Final = 180.0  # seconds that the rest may take when the faults have ended
+DIES: Final = (3, -signal.SIGSEGV)  # exit codes of workers whose job is `dies_once`
+RUNS: Final = " started: "  # what the log says of a worker that runs, and of one that ends without a lease
+PARTS: Final = " ends its process: "
 DUE: Final = "update graphile_worker._private_jobs set run_at = now() where run_at > now() and locked_by is null"
 RUNNING: Final = """
 select ledger.job from ledger join graphile_worker._private_jobs as jobs on jobs.id = ledger.job and jobs.locked_by = token
@@ -72,7 +75,7 @@ class Report:
         counted: Where the jobs are.
         recoveries: For the jobs that killed workers ran: seconds from the kill to their next run.
         first_recoveries: The least of them for each kill: the others are suspects, and run one at a time.
-        exits: Exit codes of workers that ended by themselves.
+        exits: How workers ended that ended by themselves.
     """
 
     seed: int
@@ -82,7 +85,7 @@ class Report:
     counted: dict[str, int] = field(default_factory=dict)
     recoveries: list[float] = field(default_factory=list)
     first_recoveries: list[float] = field(default_factory=list)
-    exits: Counter[int] = field(default_factory=Counter)
+    exits: Counter[str] = field(default_factory=Counter)
 
 
 class Chaos:
@@ -103,6 +106,7 @@ class Chaos:
         self._node = Node()
         self._folder = Path(tempfile.mkdtemp(prefix="bf"))
         self._members: list[Member] = []
+        self._ends: list[str] = []  # of workers, unforeseen
         self._kills: list[tuple[Any, list[int]]] = []
         self._holders: set[asyncio.Task[None]] = set()
         self._served = asyncio.Lock()  # held while the server is away
@@ -186,7 +190,7 @@ class Chaos:
                 if (await counts(connection, SCHEMA))["queued"] == 0:
                     break
                 await asyncio.sleep(0.5)
-            self.report.wrong = await breaches_at_the_end(connection, SCHEMA)
+            self.report.wrong = self._ends + await breaches_at_the_end(connection, SCHEMA)
             self.report.counted = await counts(connection, SCHEMA)
             for moment, jobs in self._kills:
                 rows = [await connection.fetchval(AGAIN, job, moment) for job in jobs]
@@ -225,7 +229,7 @@ class Chaos:
                 async with self._connection() as connection:
                     while True:
                         began = time.monotonic()
-                        self.report.wrong = await breaches(connection, SCHEMA)
+                        self.report.wrong = self._ends + await breaches(connection, SCHEMA)
                         if self.report.wrong:
                             return
                         await asyncio.sleep(max(1.0, 5 * (time.monotonic() - began)))
@@ -244,9 +248,23 @@ class Chaos:
         for place, member in enumerate(self._members):
             if not member.process.runs:
                 if not member.leaving:
-                    self.report.exits[member.process.process.returncode or 0] += 1
+                    self._note_exit(member.process)
                 await member.way.end()
                 self._members[place] = await self._hire()
+
+    def _note_exit(self, worker: WorkerProcess) -> None:
+        """No outage of the database ends a worker that runs, unless it has handlers that can't be cancelled."""
+        code = worker.process.returncode
+        if code in DIES:
+            how = "its job ended it"
+        elif code == 1 and RUNS not in worker.log:
+            how = "no server at its start"
+        elif code == 1 and PARTS in worker.log:
+            how = "no lease, and handlers that can't be cancelled"
+        else:
+            how = f"exit code {code}"
+            self._ends.append(f"worker process {worker.pid} ended by itself, {how}: {worker.log[-2000:]}")
+        self.report.exits[how] += 1
 
     async def _hire(self) -> Member:
         folder = Path(tempfile.mkdtemp(dir=self._folder, prefix="w"))
@@ -254,7 +272,7 @@ class Chaos:
         await way.start()
         parts = urlsplit(self._node.dsn())
         dsn = f"{parts.scheme}://{parts.username}@/postgres?host={quote(str(folder))}&port={PORT}"
-        process = await self._fleet.start("--concurrency", SLOTS, dsn=dsn, BACKFILL_LOG_LEVEL="WARNING")
+        process = await self._fleet.start("--concurrency", SLOTS, dsn=dsn, BACKFILL_LOG_LEVEL="INFO")
         return Member(process, way, folder)
 
     @contextlib.asynccontextmanager
