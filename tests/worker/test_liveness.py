@@ -446,6 +446,34 @@ async def test_a_worker_runs_one_suspect_at_a_time_and_others_beside_it(
     assert most == 1
 
 
+async def test_queues_whose_first_jobs_are_suspects_that_wait_hold_no_other_queue_up(
+    sql: "Sql", run_worker: "RunWorker", until: "Until"
+) -> None:
+    """Each has more jobs than a claim looks at, and a suspect without a queue waits as well."""
+    order: list[str | None] = []
+    may_end = asyncio.Event()
+
+    @task("task")
+    async def watch(ctx: WorkerContext) -> None:
+        order.append(ctx.job.queue_name)
+        if ctx.job.extras.crashes:
+            await may_end.wait()
+
+    suspect = "'{\"backfill:crashes=1\": true}'::jsonb"
+    await sql.add_many(3, flags=suspect)
+    for queue in ("one", "two"):
+        await sql.add_many(5, queue=f"'{queue}'", flags=f"case n when 1 then {suspect} end")
+    await sql.add_many(20, queue="'free'")
+    async with run_worker(
+        watch, queue_configs=[QueueConfig.default_queue(3)], poll_interval=timedelta(hours=1), ready=False
+    ):
+        await until(lambda: order.count("free") == 20, "without a poll, the other queue has run")
+        assert order[0] is None
+        assert len(order) == 21
+        may_end.set()
+        await until(lambda: len(order) == 33, "all have run")
+
+
 async def test_embedded_a_handler_that_cannot_be_cancelled_runs_on_and_is_refused(
     sql: "Sql", run_worker: "RunWorker", until: "Until", caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,7 +42,8 @@ with recursive level(priority) as (
 -- name: free_queues
 -- variant: free_queues_without_flags
 -- The queues that the first $4 due jobs of these tasks belong to, of those that nobody holds: after a claim that left them,
--- queues whose first job somebody has locked, and behind whose jobs others' jobs wait unseen.
+-- queues whose first job somebody has locked, or is a suspect and has to wait for another, and behind whose jobs others' jobs wait
+-- unseen.
 -- takes: task_ids int4[], other_queues text[], passed_queues int4[], jobs int4
 --+ -- takes: forbidden_flags text[]
 -- gives: queue_id int4
@@ -59,6 +60,7 @@ select distinct first.queue_id
           and jobs.run_at <= now()
           and jobs.task_id = any($1::int4[])
           --+ and (jobs.flags is null or not jobs.flags ?| $5::text[])
+          and (jobs.job_queue_id is not null or jobs.flags is null or strpos(jobs.flags::text, '"backfill:crashes=') = 0)
           and (jobs.job_queue_id is null
                or (jobs.job_queue_id <> all($3::int4[])
                    and (select queues.is_available and queues.queue_name <> all($2::text[])

@@ -247,7 +247,7 @@ class Claimer:
             return True
         if self._freed:
             await self._tell_others()
-        if self._behind:
+        if self._behind or self._statements.runs_suspect:
             self._behind = await self._statements.is_more_behind()
             if self._behind:
                 return True

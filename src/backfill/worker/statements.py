@@ -139,7 +139,7 @@ class ClaimStatements:
         suspect = self._suspect
         if suspect is None or self._releaser.held.get(suspect.id) is suspect:
             return False
-        self._suspect = None
+        self._suspect, self._passed = None, []
         return True
 
     def _own_queues(self) -> list[int]:
@@ -195,8 +195,13 @@ class ClaimStatements:
         rows = await self._link.fetch("find_frontier", self._task_ids, self._worker_id, self._other_queues)
         self.frontier.found(rows, time.monotonic() - began)
 
+    @property
+    def runs_suspect(self) -> bool:
+        """Whether a suspect runs: the others wait for it, and so do the queues whose first jobs they are."""
+        return self._suspect is not None
+
     async def is_more_behind(self) -> bool:
-        """Whether free queues are left, whose first jobs somebody must have locked; the next claim looks behind them."""
+        """Whether free queues are left, whose first jobs somebody must have locked, or have to wait; the next claim looks behind them."""
         idle = sum(lane.idle for lane in self._lanes.values())
         rows = []
         if idle and len(self._passed) < _MOST_PASSED:
