@@ -1,6 +1,7 @@
 """The root command, and how a command ends: its exit code, and what is said of an error."""
 
 import contextlib
+import importlib
 import io
 import os
 import sys
@@ -8,19 +9,24 @@ from collections.abc import Sequence
 
 import click
 
-from backfill.cli.cron import cron
-from backfill.cli.demo import demo
-from backfill.cli.dlq import dlq
-from backfill.cli.doctor import doctor
-from backfill.cli.enqueue import enqueue
 from backfill.cli.failing import FAILED, report
-from backfill.cli.jobs import jobs
-from backfill.cli.schema import schema
-from backfill.cli.worker import worker
-from backfill.cli.workers import workers
+
+# Each is `name` in the module `backfill.cli.name`, imported when it is asked for: a worker needs no tables and no demo to start.
+_COMMANDS = ("demo", "worker", "workers", "enqueue", "jobs", "dlq", "cron", "schema", "doctor")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    def list_commands(self, _: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"backfill.cli.{cmd_name}"), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="backfill", prog_name="backfill")
 def root() -> None:
     """A job queue in PostgreSQL, on the schema of Graphile Worker.
@@ -28,10 +34,6 @@ def root() -> None:
     Every command takes --database-url (else the environment variable DATABASE_URL), --schema and --json. Without a
     database of your own, begin with: backfill demo
     """
-
-
-for command in (demo, worker, workers, enqueue, jobs, dlq, cron, schema, doctor):
-    root.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
