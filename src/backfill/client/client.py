@@ -8,7 +8,7 @@ from typing import Self
 from backfill.client import dlq_scanner
 from backfill.client.enqueuer import Enqueuer
 from backfill.client.operations import Operations
-from backfill.db import DEFAULT_SCHEMA, Borrowed, Pool, check_schema_name, close_pool, open_pool
+from backfill.db import DEFAULT_SCHEMA, SMALL_SETTINGS, Borrowed, Pool, check_schema_name, close_pool, open_pool
 from backfill.errors import ConfigurationError
 from backfill.hooks import HookRegistry, Plugin
 from backfill.schema import open_schema
@@ -51,7 +51,7 @@ class BackfillClient(Operations):
         self._given = None if isinstance(url_or_pool, str) else url_or_pool
         self._schema = check_schema_name(schema)
         self._install = install
-        self._settings: dict[str, str] = {}
+        self._settings = dict(SMALL_SETTINGS)
         self._pool: Pool | None = None
         self._enqueuer: Enqueuer | None = None
         self.background: set[asyncio.Task[None]] = set()  # ends with the client
