@@ -27,6 +27,8 @@ SETTINGS = {
     "autovacuum": "on",
 }
 
+NOISE = "noise"
+
 Sample = Mapping[str, float]
 Cases = dict[str, dict[str, list[float]]]  # case -> what was measured -> a value for each round
 
@@ -62,6 +64,7 @@ class Bench:
         self._server: EmbeddedServer | None = None
         self._templates: set[str] = set()
         self._number = 0
+        self._postmaster = 0
 
     async def __aenter__(self) -> Self:
         choose_binaries()
@@ -84,7 +87,14 @@ class Bench:
 
     def server_cpu(self) -> float:
         """CPU seconds of all of the server's processes so far."""
-        return machine.cpu_of(self.server.postmaster_pid)
+        return machine.cpu_of(self.postmaster)
+
+    @property
+    def postmaster(self) -> int:
+        """The server's first process."""
+        if not self._postmaster:
+            self._postmaster = self.server.postmaster_pid
+        return self._postmaster
 
     async def fresh(self, kind: str = "backfill") -> str:
         """The URL of a new database whose schema was installed by backfill, or by graphile-worker."""
@@ -106,19 +116,32 @@ class Bench:
             await admin.close()
         return self.server.dsn(f"measured_{self._number}")
 
-    async def in_rounds(self, cases: Mapping[str, Callable[[], Awaitable[Sample]]]) -> Cases:
-        """Measure each case once a round, forwards and backwards in turn; all their values."""
+    async def in_rounds(self, cases: Mapping[str, Callable[[], Awaitable[Sample]]], rounds: int | None = None) -> Cases:
+        """Measure each case once a round, forwards and backwards in turn.
+
+        Args:
+            cases: What to measure.
+            rounds: How often, if not as often as all; for what does not vary.
+
+        Returns:
+            All values, with the ``noise``: how many cores other programs kept busy meanwhile.
+        """
+        rounds = self.rounds if rounds is None else rounds
         found: Cases = {name: {} for name in cases}
-        for number in range(self.rounds):
+        for number in range(rounds):
             for name in list(cases)[:: -1 if number % 2 else 1]:
-                busy, began = machine.busy(), time.monotonic()
+                others, began = self.others_cpu(), time.monotonic()
                 sample = await cases[name]()
-                load = (machine.busy() - busy) / (time.monotonic() - began)
-                for what, value in {**sample, "cores_busy": load}.items():
+                noise = max(0.0, (self.others_cpu() - others) / (time.monotonic() - began))
+                for what, value in {**sample, NOISE: noise}.items():
                     found[name].setdefault(what, []).append(value)
                 shown = ", ".join(f"{what} {value:.4g}" for what, value in sample.items())
-                tell(f"  {number + 1}/{self.rounds} {name}: {shown}")
+                tell(f"  {number + 1}/{rounds} {name}: {shown} (others' cores {noise:.2f})")
         return found
+
+    def others_cpu(self) -> float:
+        """CPU seconds of all that is neither this program, nor its children, nor its server."""
+        return machine.busy() - machine.cpu_of(os.getpid(), self.postmaster)
 
     async def environment(self) -> dict[str, Any]:
         """Machine, versions and settings, to be kept with the results."""

@@ -66,7 +66,7 @@ def read(path: Path) -> dict[str, Any]:
 async def measure(options: argparse.Namespace) -> dict[str, float]:
     """The ratios of a run of the side-by-side benchmark."""
     async with Bench(quick=options.quick, rounds=options.rounds, peers=Peers(options.bench)) as bench:
-        return ratios(side.kept(await side.run(bench, "backfill,graphile_worker:fast")))
+        return ratios(side.kept(await side.run(bench, "backfill,graphile_worker:fast", bench.rounds)))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -32,10 +32,10 @@ def stat(pid: int) -> list[str]:
         return []
 
 
-def cpu_of(pid: int) -> float:
-    """CPU seconds of the process, of those below it, and of those that have ended there."""
+def cpu_of(*pids: int) -> float:
+    """CPU seconds of these processes, of those below them, and of those that have ended there."""
     ticks = 0
-    for one in family(pid):
+    for one in {one for pid in pids for one in family(pid)}:
         fields = stat(one)
         ticks += sum(int(field) for field in fields[11:15])  # user, system; those of ended children
     return ticks / TICK

@@ -1,10 +1,12 @@
 """Writes the recorded results into the tables of docs/performance.md, each between two marker comments."""
 
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.suite.bench import NOISE
 from benchmarks.suite.part import Part
 from benchmarks.suite.rows import Row
 
@@ -37,7 +39,25 @@ def machine(results: dict[str, Any]) -> str:
     for name, found in results.items():
         groups.setdefault(described(found["environment"]), []).append(name)
     shown = [f"{text} ({', '.join(names)})." if len(groups) > 1 else f"{text}." for text, names in groups.items()]
-    return "\n\n".join(shown)
+    return "\n\n".join([*shown, *noise(results)])
+
+
+def noise(results: dict[str, Any]) -> list[str]:
+    """How much else the machine did."""
+    cores = [
+        value
+        for found in results.values()
+        for measured in found["cases"].values()
+        for what, values in measured.items()
+        if what.endswith(NOISE)
+        for value in values
+    ]
+    if not cores:
+        return []
+    half = statistics.median(cores)
+    return [
+        f"Meanwhile other programs kept {half:.2f} cores busy in the median of all measurements, at most {max(cores):.2f}."
+    ]
 
 
 def described(environment: dict[str, Any]) -> str:

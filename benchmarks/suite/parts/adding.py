@@ -2,20 +2,23 @@
 
 import asyncio
 import multiprocessing
+import random
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack
 from functools import partial
 
 import asyncpg
 from benchmarks.suite import machine
 from benchmarks.suite.bench import Bench, Sample
+from benchmarks.suite.drains import working
 from benchmarks.suite.hosts import KEYED
 from benchmarks.suite.part import Part
-from benchmarks.suite.rows import Cases, Row, at_least, has, limit, middle
+from benchmarks.suite.rows import Cases, Row, at_least, at_most, has, limit, middle
 from benchmarks.suite.turns import Turns
 
-from backfill import BackfillClient
+from backfill import BackfillClient, task
 
 CLIENTS = 16
 PROCESSES = 2
@@ -138,6 +141,61 @@ def clients_rows(cases: Cases) -> list[Row]:
     ]
 
 
+# -- and how soon their jobs start --------------------------------------------------------------
+
+PACE = 0.05  # seconds between the adds of a client
+
+
+async def wakeups(bench: Bench) -> Cases:
+    """From an add to its job's start, of one client and of sixteen, none of which keeps the worker busy."""
+
+    async def waits(count: int) -> Sample:
+        dsn, many = await bench.fresh(), bench.size(640) // count
+        called: dict[int, float] = {}
+        waited: list[float] = []
+
+        @task("noop")
+        async def handler(payload: int) -> None:
+            waited.append(time.perf_counter() - called[payload])
+
+        async def adds(client: BackfillClient, first: int) -> None:
+            await asyncio.sleep(PACE * random.random())
+            for number in range(first, first + many):
+                called[number] = time.perf_counter()
+                await client.enqueue("noop", number)
+                await asyncio.sleep(PACE * random.uniform(0.5, 1.5))
+
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(working(dsn, handler))
+            clients = [await stack.enter_async_context(BackfillClient(dsn, install=False)) for _ in range(count)]
+            await asyncio.sleep(1)  # the worker listens
+            await asyncio.gather(*(adds(client, number * many) for number, client in enumerate(clients)))
+            async with asyncio.timeout(10):
+                while len(waited) < many * count:
+                    await asyncio.sleep(0.05)
+        waited.sort()
+        return {"p50": waited[len(waited) // 2] * 1e3, "p99": waited[len(waited) * 99 // 100] * 1e3}
+
+    return await bench.in_rounds({"one client": partial(waits, 1), f"{CLIENTS} clients": partial(waits, CLIENTS)})
+
+
+def wakeups_rows(cases: Cases) -> list[Row]:
+    what = f"enqueue to start, adds by {CLIENTS} clients"
+    return [
+        at_most(
+            f"{what}, {share}",
+            most,
+            cases,
+            f"{CLIENTS} clients",
+            "one client",
+            label="by one",
+            unit=" ms",
+            measure=share,
+        )
+        for share, most in (("p50", 1.2), ("p99", 2))
+    ]
+
+
 # -- in a transaction ---------------------------------------------------------------------------
 
 
@@ -196,12 +254,7 @@ async def stream(bench: Bench) -> Cases:
             seconds, memory = await loop.run_in_executor(pool, stream_in_process, dsn, jobs)
         return {"rate": jobs / seconds, "rss": memory, "jobs": jobs}
 
-    bench_rounds = bench.rounds
-    bench.rounds = 1  # memory does not vary
-    try:
-        return await bench.in_rounds({name: partial(one, jobs) for name, jobs in sizes.items()})
-    finally:
-        bench.rounds = bench_rounds
+    return await bench.in_rounds({name: partial(one, jobs) for name, jobs in sizes.items()}, rounds=1)
 
 
 def stream_rows(cases: Cases) -> list[Row]:
@@ -224,6 +277,7 @@ def stream_rows(cases: Cases) -> list[Row]:
 PARTS = [
     Part("keyed", "adds with a key, beside graphile-worker", keyed, keyed_rows),
     Part("clients", "single adds by 16 clients at once, and what a NOTIFY for each allows", clients, clients_rows),
+    Part("wakeups", "how soon the jobs of one and of 16 clients start", wakeups, wakeups_rows),
     Part("transaction", "round trips of an add in a caller's transaction", transaction, transaction_rows),
     Part("stream", "memory of a process that streams a million jobs", stream, stream_rows),
 ]

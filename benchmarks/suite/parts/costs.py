@@ -123,7 +123,7 @@ async def prepare(dsn: str, kind: Kind) -> None:
 
 async def run(bench: Bench, kind: Kind) -> Sample:
     """A drain of jobs of a kind."""
-    dsn, count, runs = await bench.fresh(), bench.size(30_000), Runs()
+    dsn, count, runs = await bench.fresh(), bench.size(20_000), Runs()
     await prepare(dsn, kind)
     await add(dsn, kind.jobs(count))
 
@@ -253,7 +253,7 @@ async def slots(bench: Bench) -> Cases:
 
     async def one(count: int, wait: float) -> Sample:
         dsn, runs = await bench.fresh(), Runs()
-        jobs = bench.size(30_000) if not wait else bench.size(min(30_000, int(count / wait * 2)))
+        jobs = bench.size(20_000) if not wait else bench.size(min(20_000, int(count / wait * 2)))
         await add(dsn, Kind().jobs(jobs))
 
         @task("noop")

@@ -140,11 +140,7 @@ async def at_work(bench: Bench) -> Sample:
 
 
 async def memory(bench: Bench) -> Cases:
-    rounds, bench.rounds = bench.rounds, 1  # it hardly varies
-    try:
-        return await bench.in_rounds({"rest": lambda: at_rest(bench), "work": lambda: at_work(bench)})
-    finally:
-        bench.rounds = rounds
+    return await bench.in_rounds({"rest": lambda: at_rest(bench), "work": lambda: at_work(bench)}, rounds=1)
 
 
 def memory_rows(cases: Cases) -> list[Row]:

@@ -14,7 +14,7 @@ from benchmarks.suite.rows import Cases, Row, at_least, at_most, has, middle, nu
 
 OURS, FLOOR, FASTEST = "backfill:default", "floor:batch250", "graphile_worker:fast"
 PEERS = "backfill,floor,graphile_worker:fast"
-OTHERS = "graphile_worker:default,pgqueuer,pg_boss"
+OTHERS = "backfill,graphile_worker:default,pgqueuer,pg_boss"
 LATENCIES = "procrastinate,chancy,oban,awa"  # too slow to wait for their drains in each run
 PORT = 54_417  # the benchmark's own 54410 may be taken by somebody else's run
 
@@ -24,7 +24,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
 
 
-async def run(bench: Bench, peers: str, *options: str) -> dict[str, Any]:
+async def run(bench: Bench, peers: str, rounds: int, *options: str) -> dict[str, Any]:
     """Run it with these peers; its results file."""
     bench.peers.check()
     out = Path(tempfile.mkdtemp(prefix="backfill-bench-")) / "side.json"
@@ -46,7 +46,13 @@ async def run(bench: Bench, peers: str, *options: str) -> dict[str, Any]:
     path = [folder for folder in os.environ["PATH"].split(os.pathsep) if not folder.startswith(str(ROOT))]
     environment["PATH"] = os.pathsep.join(path)
     process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
-    if await process.wait():
+    try:
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.terminate()  # it stops its server
+            await process.wait()
+    if process.returncode:
         raise RuntimeError(f"{command[1]} ended with {process.returncode}; it says why above")
     results: dict[str, Any] = json.loads(out.read_text())
     out.unlink()
@@ -78,16 +84,13 @@ def kept(results: dict[str, Any]) -> Cases:
 
 
 async def side(bench: Bench) -> Cases:
-    return kept(await run(bench, PEERS))
+    return kept(await run(bench, PEERS, bench.rounds))
 
 
 async def others(bench: Bench) -> Cases:
-    found = kept(await run(bench, f"backfill,{OTHERS}"))
-    rounds, bench.rounds = bench.rounds, 1
-    try:
-        return {**found, **kept(await run(bench, LATENCIES, "--only", "latency,single"))}
-    finally:
-        bench.rounds = rounds
+    """One round, as there are many and most are slow."""
+    found = kept(await run(bench, OTHERS, 1))
+    return {**found, **kept(await run(bench, LATENCIES, 1, "--only", "latency,single"))}
 
 
 def rows(cases: Cases) -> list[Row]:

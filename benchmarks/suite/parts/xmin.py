@@ -19,6 +19,7 @@ from backfill import BackfillClient, task
 from backfill.worker.link import Link
 
 RATE = 1_000  # jobs a second
+ADDERS = 8  # adds under way at once, at most
 STEP = 60.0  # seconds that a value stands for
 DEAD = """select pg_stat_get_dead_tuples('graphile_worker._private_jobs'::regclass),
 pg_total_relation_size('graphile_worker._private_jobs')"""
@@ -28,11 +29,12 @@ async def _produce(dsn: str, count: "Synchronized[int]", ends: "Synchronized[int
     async with BackfillClient(dsn, install=False) as client:
         began, sent = time.monotonic(), 0
         while not ends.value:
-            for _ in range(int((time.monotonic() - began) * RATE) - sent):
-                await client.enqueue("noop", {"id": sent})
-                sent += 1
-                count.value = sent
-            await asyncio.sleep(0.002)
+            missing = int((time.monotonic() - began) * RATE) - sent
+            await asyncio.gather(*(client.enqueue("noop", {"id": sent + n}) for n in range(min(missing, ADDERS))))
+            sent += max(0, min(missing, ADDERS))
+            count.value = sent
+            if missing <= ADDERS:
+                await asyncio.sleep(0.002)
 
 
 def produce(dsn: str, count: "Synchronized[int]", ends: "Synchronized[int]") -> None:
@@ -181,6 +183,12 @@ def rows(cases: Cases) -> list[Row]:
     what = f"xmin held for {len(held['rate'])} minutes, {RATE:,} jobs/s"
     most = max(held["backlog"])
     return [
+        Row(
+            f"{what}: jobs run, of the worst minute",
+            f"≥ {0.95 * RATE:g}/s",
+            f"{number(min(held['rate']))}/s",
+            met=min(held["rate"]) >= 0.95 * RATE,
+        ),
         Row(f"{what}: jobs that wait, at most", f"< {RATE // 10}", number(most), met=most < RATE / 10),
         Row(
             f"{what}: claim time p99, of the worst minute",
