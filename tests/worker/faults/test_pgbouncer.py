@@ -22,10 +22,11 @@ from tests.worker.faults.workload import JOBS, Ledger, Workload, prepare
 
 from backfill.cli.demo.tables import demo_schema
 from backfill.client import BackfillClient
+from backfill.client.doctor import examine
 from backfill.db import CLAIM, WORKER_SETTINGS, connect
 from backfill.db.limits import TCP
 from backfill.errors import ConfigurationError, ConnectionTimeout, ValidationFailed
-from backfill.model import task
+from backfill.model import FindingLevel, task
 from backfill.schema import check
 from backfill.worker import WorkerContext
 
@@ -233,3 +234,13 @@ async def test_an_address_of_another_database_is_not_taken_for_listening(
         running.worker.listener._check_timeout = 0.2
         await until(lambda: "does listen_url lead to the same database?" in caplog.text, "it is said")
         assert not running.worker.listener.proven
+
+
+async def test_the_doctor_examines_through_it_and_says_so(bouncer: PgBouncer, db: "Database") -> None:
+    connection = await connect(bouncer.dsn)
+    try:
+        found = {one.name: one for one in await examine(connection, db.schema, has_pooler=connection.has_pooler)}
+    finally:
+        await connection.close()
+    assert found["pooler"].level is FindingLevel.ADVICE
+    assert {found[name].level for name in ("schema", "role", "workers")} == {FindingLevel.OK}
