@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,6 +149,43 @@ async def test_keyed_jobs_of_all_modes_in_one_batch(client: BackfillClient, raw:
         "running": ('"old"', True),
     }
     assert [outcomes[n].unwrap().payload for n in (0, 5)] == ["plain", "plain"]
+
+
+@pytest.mark.parametrize("mode", [REPLACE, DEDUPE])
+@pytest.mark.parametrize("alike", [True, False])
+async def test_keyed_jobs_read_back_as_their_outcomes_say_whether_alike_or_not(
+    client: BackfillClient, mode: JobKeyMode, alike: bool
+) -> None:
+    """What jobs have in common is sent once: of the first job, which here has less, or more, than the others."""
+    for first in (0, 1):
+        jobs: list[tuple[str, int, JobSpec]] = []
+        for number in range(6):
+            kind = 1 if alike else (number + first) % 2
+            spec = JobSpec(
+                job_key=f"{mode}-{first}-{number}",
+                job_key_mode=mode,
+                priority=kind * 5,
+                queue="q" if kind else None,
+                run_at=SOON if kind else None,
+                max_attempts=3 + kind,
+                flags={"f"} if kind else set(),
+            )
+            jobs.append((f"t{kind}", number, spec))
+        again = await client.enqueue_many(jobs) and await client.enqueue_many(jobs)
+        for (task_name, number, spec), outcome in zip(jobs, again, strict=True):
+            job = outcome.unwrap()
+            read = await client.get_job(job.id)
+            assert read is not None
+            assert msgspec.structs.replace(read, state=None) == job
+            assert (job.task_identifier, job.payload, job.revision) == (task_name, number, 1)
+            assert (job.priority, job.queue_name, job.max_attempts) == (
+                spec.priority,
+                spec.queue.name,
+                spec.max_attempts,
+            )
+            assert job.flags == spec.flags
+            assert job.run_at == (spec.run_at or job.run_at)
+            assert job.key == spec.job_key
 
 
 async def test_names_that_vanish_between_two_batches_are_made_again(client: BackfillClient, raw: "Raw") -> None:

@@ -57,3 +57,11 @@ async def test_a_session_that_a_user_changed_is_reset_all_the_same(client: Backf
     async with client.pool.acquire() as connection:
         assert connection.get_server_pid() == pid
         assert await connection.fetchval("show application_name") != "changed"
+
+
+async def test_a_batch_of_five_thousand_is_one_statement(client: BackfillClient) -> None:
+    await client.enqueue("known", {})
+    jobs = [("known", {"n": number}) for number in range(5000)]
+    await client.enqueue_many(jobs)
+    sent = await sent_by(client, client.enqueue_many(jobs))
+    assert len(sent) == 1

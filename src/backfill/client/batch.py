@@ -22,7 +22,7 @@ JobTuple: TypeAlias = tuple[TaskName] | tuple[TaskName, Any] | tuple[TaskName, A
 # How much goes into one statement. PostgreSQL takes no message over 1 GB, and both sides hold it in memory.
 CHUNK_JOBS: Final = 5_000
 CHUNK_CHARACTERS: Final = 16_000_000
-_JOB_CHARACTERS: Final = CHUNK_CHARACTERS // CHUNK_JOBS  # what a job counts for besides its payload
+_JOB_CHARACTERS: Final = CHUNK_CHARACTERS // CHUNK_JOBS  # what a job counts for at least
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Chunk:
         """The arguments of ``insert_jobs``."""
         kinds = _columns((kind.task, kind.queue, *_settings(kind)) for kind in self.kinds)
         numbers, payloads, _ = zip(*self.jobs, strict=True)
-        return (*kinds, numbers, payloads, notification)
+        return (*kinds, numbers if len(self.kinds) > 1 else (1,), payloads, notification)
 
     def store(self, row: asyncpg.Record, outcomes: list[EnqueueOutcome | None]) -> None:
         """Put the outcomes of ``insert_jobs`` where they belong."""
@@ -59,9 +59,12 @@ class Keyed:
     kind: Kind
     payload: str
 
-    def store(self, row: asyncpg.Record, outcomes: list[EnqueueOutcome | None]) -> None:
-        """Put the outcome where it belongs."""
-        outcomes[self.position] = added(self.kind, self.payload, row)
+    def store(self, row: asyncpg.Record, outcomes: list[EnqueueOutcome | None], *, at_once: bool) -> None:
+        """Put the outcome where it belongs: a row of ``add_keyed_jobs`` (``at_once``) or of ``add_jobs_by_mode``."""
+        if at_once:
+            outcomes[self.position] = Enqueued(self.kind.keyed_job(row, self.payload))
+        else:
+            outcomes[self.position] = added(self.kind, self.payload, row)
 
 
 @dataclass(slots=True)
@@ -125,8 +128,18 @@ def prepare(jobs: Iterable[JobTuple]) -> Batch:
 
 def keyed_args(jobs: Iterable[Keyed]) -> tuple[Any, ...]:
     """The arguments that ``add_keyed_jobs`` and ``add_jobs_by_mode`` have in common."""
-    kinds = [(job.kind, job.payload) for job in jobs]
-    return _columns((kind.task, payload, kind.queue, *_settings(kind), kind.key) for kind, payload in kinds)
+    rows = ((job.kind.task, job.payload, job.kind.queue, *_settings(job.kind), job.kind.key) for job in jobs)
+    tasks, payloads, queues, priorities, run_ats, most_attempts, flags, keys = _columns(rows)
+    return (
+        _once(tasks),
+        payloads,
+        _if_any(queues),
+        _once(priorities),
+        _if_any(run_ats),
+        _once(most_attempts),
+        _if_any(flags),
+        keys,
+    )
 
 
 def pieces(jobs: list[Keyed]) -> Iterator[dict[str, Keyed]]:
@@ -134,10 +147,11 @@ def pieces(jobs: list[Keyed]) -> Iterator[dict[str, Keyed]]:
     piece: dict[str, Keyed] = {}
     room = CHUNK_CHARACTERS
     for job in jobs:
-        room -= len(job.payload) + _JOB_CHARACTERS
+        taken = max(len(job.payload), _JOB_CHARACTERS)
+        room -= taken
         if piece and room < 0:
             yield piece
-            piece, room = {}, CHUNK_CHARACTERS - len(job.payload) - _JOB_CHARACTERS
+            piece, room = {}, CHUNK_CHARACTERS - taken
         piece[str(job.kind.key)] = job
     if piece:
         yield piece
@@ -155,12 +169,13 @@ class _Chunks:
         self._room = 0
 
     def add(self, position: int, kind: Kind, payload: str) -> None:
-        self._room -= len(payload) + _JOB_CHARACTERS
+        taken = max(len(payload), _JOB_CHARACTERS)
+        self._room -= taken
         if self._room < 0:
             self._chunk = Chunk()
             self.finished.append(self._chunk)
             self._numbers = {}
-            self._room = CHUNK_CHARACTERS - len(payload) - _JOB_CHARACTERS
+            self._room = CHUNK_CHARACTERS - taken
         number = self._numbers.get(id(kind))
         if number is None:
             self._chunk.kinds.append(kind)
@@ -182,6 +197,16 @@ def refused(position: int, error: InvalidJob) -> InvalidJob:
 
 def _settings(kind: Kind) -> tuple[Any, ...]:
     return kind.priority, kind.run_at, kind.max_attempts, kind.flags_json
+
+
+def _once(column: list[Any]) -> list[Any]:
+    """The column, or its value alone if all have the same: the driver takes its time over each value."""
+    return column[:1] if column.count(column[0]) == len(column) else column
+
+
+def _if_any(column: list[Any]) -> list[Any]:
+    """The column, or nothing if it holds nothing."""
+    return [] if column.count(None) == len(column) else column
 
 
 def _columns(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Any], ...]:

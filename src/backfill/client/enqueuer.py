@@ -175,7 +175,8 @@ class Enqueuer:
 
     async def _write_whole(self, batch: Batch, *, tell: bool = True) -> list[EnqueueOutcome]:
         what = f"cannot enqueue a batch of {batch.size} jobs"
-        async with Borrowed(self._pool, what, not_done=_NONE_ADDED, maybe=_ALL_OR_NONE) as own:
+        keeper = self._keeper  # nothing of a batch stays in the session
+        async with Borrowed(self._pool, what, not_done=_NONE_ADDED, maybe=_ALL_OR_NONE, keeper=keeper) as own:
             return await self._write_alone(own, batch, tell=tell)
 
     async def _asked(self, task: TaskName, payload: Any, spec: JobSpec | None) -> tuple[TaskName, Any, JobSpec | None]:
@@ -285,7 +286,7 @@ class Enqueuer:
         for _ in range(MOST_TRIES):
             last = mode is JobKeyMode.PRESERVE_RUN_AT if at_once else [job.kind.mode.value for job in left.values()]
             for row in await connection.fetch(sql, *keyed_args(left.values()), last):
-                left.pop(row["key"]).store(row, outcomes)
+                left.pop(row["key"]).store(row, outcomes, at_once=at_once)
             if not left:
                 return
         raise lost_races(next(iter(left)))

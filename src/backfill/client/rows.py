@@ -85,6 +85,26 @@ class Kind(msgspec.Struct, frozen=True):
             extras=self.extras,
         )
 
+    def keyed_job(self, row: asyncpg.Record, payload: str) -> Job:
+        """The job that ``add_keyed_jobs`` has just given all the settings of this kind."""
+        _, job_id, stored, run_at, created_at, updated_at, revision = row
+        return Job(
+            id=job_id,
+            task_identifier=self.task,
+            payload_text=payload if stored is None else stored,
+            priority=self.priority,
+            run_at=run_at or created_at,
+            attempts=0,
+            max_attempts=self.max_attempts,
+            created_at=created_at,
+            updated_at=updated_at or created_at,
+            queue_name=self.queue,
+            key=self.key,
+            revision=revision,
+            flags=self.flags,
+            extras=self.extras,
+        )
+
 
 def kind_of(task: TaskName, spec: JobSpec | None) -> Kind:
     """What a job of this task with this spec is; the spec's settings go before the task's.
@@ -133,9 +153,12 @@ def settings_of(task: TaskName, spec: JobSpec | None) -> tuple[str, JobSpec]:
     if spec is not None and not isinstance(spec, JobSpec):
         raise InvalidJob(f"spec must be a JobSpec, not {spec!r:.100} ({type(spec).__name__})")
     if isinstance(task, str):
-        return checked_identifier(task), spec or _PLAIN
+        return _checked_name(task), spec or _PLAIN
     options = options_of(task)
     return options.identifier, options.apply_to(spec)
+
+
+_checked_name = lru_cache(maxsize=1024)(checked_identifier)
 
 
 def payload_text(payload: Any, kind: Kind | None = None) -> str:

@@ -139,7 +139,7 @@ class JobSpec:
     def stored_flags(self) -> list[str] | None:
         """Return the flags to store with the job: the user's and those that carry the extras; None when none."""
         if self.retry_policy is None and self.timeout is None and self.deadline is None:
-            return sorted(self.flags) or None
+            return sorted(self.flags) if self.flags else None
         extras = Extras(retry_policy=self.retry_policy, timeout=self.timeout, deadline=self.deadline)
         return encode_flags(self.flags, extras)
 

@@ -37,7 +37,7 @@ returning id, created_at, run_at <= clock_timestamp() as due,
 -- name: insert_jobs
 -- Adds jobs without keys, all or none, and sends the notification given ($9; null = none) if one of them is due by now.
 -- What jobs have in common is sent once: $1–$6 are kinds of jobs, and each job is a payload and the number of its kind,
--- from 1. ids is in the order of the jobs: ids are given out in the order of the insert. ids is null when a task or
+-- from 1; the number may be given once, for all. ids is in the order of the jobs: ids are given out in the order of the insert. ids is null when a task or
 -- a queue has no row; create them and send this again.
 -- takes: tasks text[], queues text[], priorities int2[], run_ats timestamptz[], max_attempts int2[], flags text[]
 -- takes: kinds int4[], payloads text[], notification text
@@ -56,7 +56,7 @@ made as (
   insert into graphile_worker._private_jobs (task_id, job_queue_id, payload, priority, run_at, max_attempts, flags)
   select kind.task_id, kind.queue_id, given.payload::json, kind.priority, kind.run_at, kind.max_attempts, kind.flags
     from unnest($7::int4[], $8::text[]) with ordinality as given(kind, payload, position)
-    join kind on kind.number = given.kind
+    join kind on kind.number = coalesce(given.kind, ($7::int4[])[1])
    where (select count(*) from kind) = cardinality($1::text[])
    order by given.position
   returning id, created_at, run_at <= clock_timestamp() as due
@@ -91,42 +91,43 @@ select
 
 -- name: add_keyed_jobs
 -- Adds jobs with keys, all different, in the mode replace or (preserve_run_at) preserve_run_at. A key without a row: a
--- worker claimed its job at this moment; send that one again. flags: JSON objects.
+-- worker claimed its job at this moment; send that one again. flags: JSON objects. Rows say only what is not known of a job
+-- that has just been given all its settings: payload only where the row was there before, since two arrays are joined;
+-- run_at and updated_at where they are not created_at. Tasks, priorities and limits may be given once, for all; of queues,
+-- run_ats and flags, what is left out is null.
 -- takes: tasks text[], payloads text[], queues text[], priorities int2[], run_ats timestamptz[], max_attempts int2[]
 -- takes: flags text[], keys text[], preserve_run_at bool
--- gives: id int8, task_identifier text, queue_name text, payload text, priority int2, run_at timestamptz, attempts int2
--- gives: max_attempts int2, last_error text, created_at timestamptz, updated_at timestamptz, key text
--- gives: locked_at timestamptz, locked_by text, revision int4, flags text
-with given as materialized (
-  select given.task, given.payload, given.queue, given.priority, given.run_at, given.max_attempts, given.flags, given.key,
-         given.position
-    from unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::timestamptz[], $6::int2[], $7::text[], $8::text[])
-         with ordinality as given(task, payload, queue, priority, run_at, max_attempts, flags, key, position)
-),
-held as materialized (
+-- gives: key text, id int8, payload text, run_at timestamptz, created_at timestamptz, updated_at timestamptz, revision int4
+with held as materialized (
   select tasks.id
     from graphile_worker._private_tasks as tasks
    where tasks.identifier = any($1::text[])
    order by tasks.id
      for key share
 )
-select
--- include: keyed_job
+select job.key, job.id, case when job.revision > 0 then job.payload::text end as payload,
+       nullif(job.run_at, job.created_at) as run_at, job.created_at, nullif(job.updated_at, job.created_at) as updated_at,
+       job.revision
   from graphile_worker.add_jobs(
-         array(select row(given.task, given.payload::json, given.queue, given.run_at, given.max_attempts, given.key,
-                          given.priority, array(select jsonb_object_keys(given.flags::jsonb)))::graphile_worker.job_spec
-                 from given
+         array(select row(coalesce(given.task, ($1::text[])[1]), given.payload::json, given.queue, given.run_at,
+                          coalesce(given.max_attempts, ($6::int2[])[1]), given.key,
+                          coalesce(given.priority, ($4::int2[])[1]),
+                          case when given.flags is not null then array(select jsonb_object_keys(given.flags::jsonb)) end
+                      )::graphile_worker.job_spec
+                 from unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::timestamptz[], $6::int2[], $7::text[],
+                             $8::text[])
+                      with ordinality
+                      as given(task, payload, queue, priority, run_at, max_attempts, flags, key, position)
                 order by given.position),
          $9::bool) as job
-  join given on given.key = job.key
--- include: names_of_job
- where
+ where job.id is not null
+   and
 -- include: tasks_held
 
 -- name: add_jobs_by_mode
 -- Adds jobs with keys, all different, each in its own mode, one after another in the order of the keys, as add_jobs goes
--- through them, so that two batches do not wait for each other. A key without a row: as in add_keyed_jobs. flags: JSON
--- objects.
+-- through them, so that two batches do not wait for each other. A key without a row, what may be given once or left out:
+-- as in add_keyed_jobs. flags: JSON objects.
 -- takes: tasks text[], payloads text[], queues text[], priorities int2[], run_ats timestamptz[], max_attempts int2[]
 -- takes: flags text[], keys text[], modes text[]
 -- gives: id int8, task_identifier text, queue_name text, payload text, priority int2, run_at timestamptz, attempts int2
@@ -142,8 +143,9 @@ with held as materialized (
 select
 -- include: keyed_job
   from (
-    select in_order.task, in_order.payload, in_order.queue, in_order.priority, in_order.run_at, in_order.max_attempts,
-           in_order.flags, in_order.key, in_order.mode
+    select coalesce(in_order.task, ($1::text[])[1]) as task, in_order.payload, in_order.queue,
+           coalesce(in_order.priority, ($4::int2[])[1]) as priority, in_order.run_at,
+           coalesce(in_order.max_attempts, ($6::int2[])[1]) as max_attempts, in_order.flags, in_order.key, in_order.mode
       from unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::timestamptz[], $6::int2[], $7::text[], $8::text[],
                   $9::text[])
            as in_order(task, payload, queue, priority, run_at, max_attempts, flags, key, mode)
