@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -31,8 +32,10 @@ NOTHING = {"task_id": "(select id from graphile_worker._private_tasks where iden
 async def worker(dsn: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """``backfill worker`` in a process; killed if the block leaves it running."""
     command = [sys.executable, "-m", "backfill", "worker", "tasks", "--concurrency", str(SLOTS), "--database-url", dsn]
+    # Compiled modules are kept, as those of an installed package are: the first start compiles, and is one of ten.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=HERE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        *command, env=environment, cwd=HERE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
     try:
         yield process

@@ -61,11 +61,12 @@ async def run(bench: Bench, peers: str, rounds: int, *options: str) -> dict[str,
 
 
 def kept(results: dict[str, Any]) -> Cases:
-    """A list for each measure of each peer; latencies as percentiles of all their samples."""
+    """A list for each measure of each peer, none for one that failed; latencies as percentiles of all their samples."""
     cases: Cases = {}
     for peer, found in results["results"].items():
         if "error" in found:
             tell(f"  {peer}: not measured: {found['error']}")
+            cases[peer.partition(":")[0]] = {}
             continue
         case = cases.setdefault(peer, {})
         for what, samples in found.items():
@@ -173,8 +174,13 @@ def table(cases: Cases) -> str:
     }
     lines = [f"| peer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for peer, values in cases.items():
+        if not values:
+            continue
         cells = [spread(values[measure]) if measure in values else "–" for measure in columns.values()]
         lines.append(f"| {peer.replace(':', ' · ')} | {' | '.join(cells)} |")
+    failed = [peer for peer, values in cases.items() if not values]
+    if failed:
+        lines += ["", f"Not to be had on this machine: {', '.join(failed)}."]
     return "\n".join(lines)
 
 
