@@ -123,7 +123,7 @@ PARTS = [
     of("emergency", "emergencies while bulk jobs drain", emergency_rows),
     of("waiting", "drains with 10,000 to 2,000,000 jobs waiting", within("waiting", "backlog", 0.8, 1.2)),
     of("future", "a million more urgent jobs that are not due", within("future", "not due", 0.8, 1.2)),
-    of("prepared", "claims prepared on empty tables", within("prepared", "claims at 500,000 rows", 0.9)),
+    of("prepared", "claims prepared on empty tables", within("prepared", "claims at 500,000 rows", 0.9, 1.2)),
     Part("queues", "a job in each of 100,000 serial queues", queues, queues_rows),
     of("serial", "one serial queue of many jobs", serial_rows),
     of("held", "jobs without a queue behind a held queue", within("held", "100,000 jobs behind a held queue", 0.8)),
