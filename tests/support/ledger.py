@@ -73,7 +73,9 @@ firsts as (
    order by job, run
 ),
 ordered as (
-  select *, lag(began_at) over (partition by queue, priority order by run_at, job) as earlier from firsts
+  select *, lag(began_at) over of_queue as earlier, lag(job) over of_queue as first
+    from firsts
+  window of_queue as (partition by queue, priority order by run_at, job)
 )
 select format('job %s is lost: not in the queue, no dead letter, and no run of it ended well', job)
   from enqueued
@@ -94,7 +96,7 @@ union all
 select format('job %s ran %s times under the one claim %s', job, count(*), token)
   from ledger group by job, token having count(*) > 1
 union all
-select format('queue %s: job %s began at %s, before one that comes first', queue, job, began_at)
+select format('queue %s: job %s began at %s, before job %s, which comes first, at %s', queue, job, began_at, first, earlier)
   from ordered where began_at < earlier
 union all
 select format('job %s has had %s of %s attempts', id, attempts, max_attempts) from queued where attempts > max_attempts

@@ -234,6 +234,17 @@ def test_stale_jobs_take_the_rest_of_the_buffer_with_them_and_end_the_claiming_a
     assert lane.take_stale(now + PAUSE_SECONDS + 1) == []
 
 
+def test_nothing_is_stale_that_idle_slots_are_about_to_take() -> None:
+    """As when the process was frozen for a moment: a job of a queue that was handed back then could be overtaken by its next."""
+    lane = a_lane(2)
+    lane.idle = 2
+    old = time.monotonic() - 2 * STALE_SECONDS
+    lane.put([a_job(1, claimed_at=old), a_job(2, claimed_at=old)])
+    assert lane.take_stale(time.monotonic()) == []
+    lane.put([a_job(3)])
+    assert len(lane.take_stale(time.monotonic())) == 3
+
+
 @pytest.mark.parametrize("count", [0, 3])
 def test_take_all_leaves_nothing(count: int) -> None:
     lane = a_lane()

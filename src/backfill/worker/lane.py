@@ -188,10 +188,14 @@ class Lane:
     def take_stale(self, now: float) -> list["Claimed"]:
         """Take out everything if something has been waiting too long, and claim nothing ahead for a while.
 
+        Not what idle slots are about to take: then it was this process that did not get on.
+
         Args:
             now: The monotonic clock.
         """
-        if not any(now - entry[-1].claimed_at > STALE_SECONDS for entry in self._buffer):
+        if len(self._buffer) <= self.idle or not any(
+            now - entry[-1].claimed_at > STALE_SECONDS for entry in self._buffer
+        ):
             return []
         self._paused_until = now + PAUSE_SECONDS
         return self.take_all()
