@@ -34,7 +34,8 @@ from tests.support.way import PORT, Way
 from backfill.client import BackfillClient
 from backfill.model import JobSpec
 
-OF_A_WORKER = ("killed", "frozen", "cut off")
+IN_TRANSACTION = "cut off in a transaction"  # of a handler, which has its job locked
+OF_A_WORKER = ("killed", "frozen", "cut off", IN_TRANSACTION)
 OF_THE_SERVER = ("connections ended", "restarted", "crashed")
 NOW = "select clock_timestamp()"
 END_ALL = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name like 'backfill-%'"
@@ -62,7 +63,8 @@ async def of_a_worker(kind: str, lease: int) -> float:
         a_way(quiet) as (way, dsn),
     ):
         connection = quiet.connection
-        (job,) = await enqueue(client, [("idles", None, JobSpec(), "done")], connection)
+        task = "holds" if kind == IN_TRANSACTION else "idles"
+        (job,) = await enqueue(client, [(task, None, JobSpec(), "done")], connection)
         victim = await quiet.fleet.start(dsn=dsn)
         await until(partial(connection.fetchval, RUNS, job, 1), "it runs")
         await quiet.fleet.started(2, connection)
@@ -108,7 +110,7 @@ async def measure(kinds: list[str], times: int, lease: int) -> bool:
         for _ in range(times):
             took.append(await (of_a_worker(kind, lease) if kind in OF_A_WORKER else of_the_server(kind)))
         print(
-            f"{kind:20} {times} times: least {min(took):.2f}, median {statistics.median(took):.2f}, most {max(took):.2f} s",
+            f"{kind:24} {times} times: least {min(took):.2f}, median {statistics.median(took):.2f}, most {max(took):.2f} s",
             flush=True,
         )
         well = well and (kind != "killed" or max(took) <= lease + 5)

@@ -15,10 +15,11 @@ from tests.support.pgbouncer import PgBouncer
 from tests.support.places import contradictions, locks, misplaced, places
 from tests.support.proxy import Proxy, Sent, Session
 from tests.support.until import until
-from tests.worker.conftest import RunWorker, Sql
+from tests.worker.conftest import Claims, RunWorker, Sql
 from tests.worker.faults.conftest import Ran, is_empty
 from tests.worker.faults.test_ended_backends import LANES, WAVE, wave
 from tests.worker.faults.workload import JOBS, Ledger, Workload, prepare
+from tests.worker.test_sweep import dies, swept
 
 from backfill.cli.demo.tables import demo_schema
 from backfill.client import BackfillClient
@@ -28,6 +29,7 @@ from backfill.db.limits import TCP
 from backfill.errors import ConfigurationError, ConnectionTimeout, ValidationFailed
 from backfill.model import FindingLevel, task
 from backfill.schema import check
+from backfill.sql import with_schema
 from backfill.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -103,6 +105,25 @@ async def test_every_kind_of_job_comes_to_its_end(bouncer: PgBouncer, db: "Datab
     assert await locks(connection, SCHEMA) == []
     runs = Counter(ledger.numbers("begin"))
     assert runs == Counter({planned.number: planned.runs for planned in JOBS if planned.runs})
+
+
+async def test_a_transaction_of_a_dead_workers_handler_is_ended_behind_it(
+    bouncer: PgBouncer, sql: Sql, claims: Claims
+) -> None:
+    """The pooler passes the name along with each transaction; its next one has another session."""
+    await sql.add_many(1)
+    await claims.take()
+    name = {"application_name": f"{claims.worker}:pool"}
+    connection = await connect(bouncer.dsn, settings=name)
+    await connection.execute("begin")
+    held = with_schema("select true from graphile_worker._private_jobs for key share", sql.schema)
+    assert await connection.fetchval(held)
+    done = await swept(sql, await dies(claims))
+    assert (done.released, done.left) == (1, 0)
+    connection.terminate()
+    connection = await connect(bouncer.dsn, settings=name)
+    assert await connection.fetchval(held)
+    await connection.close()
 
 
 async def test_a_demo_wants_a_direct_address(bouncer: PgBouncer) -> None:
