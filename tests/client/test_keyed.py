@@ -66,6 +66,23 @@ async def test_preserve_keeps_the_time(add: Add, raw: "Raw") -> None:
     assert (second.id, second.run_at, second.payload) == (first.id, SOON, 2)
 
 
+async def test_preserve_keeps_no_time_at_which_it_failed(add: Add, raw: "Raw") -> None:
+    first = (await add(1, JobSpec(job_key="k", run_at=SOON))).unwrap()
+    await raw.run("update graphile_worker._private_jobs set attempts = 1, last_error = 'no' where id = $1", first.id)
+    second = (await add(2, JobSpec(job_key="k", run_at=LATE, job_key_mode=PRESERVE))).unwrap()
+    row = await raw.job(first.id)
+    assert (row["run_at"], row["attempts"], second.run_at, second.attempts) == (LATE, 0, LATE, 0)
+
+
+async def test_a_task_and_a_queue_that_have_no_row_get_one(client: BackfillClient, raw: "Raw") -> None:
+    await client.enqueue("old", 1, JobSpec(job_key="k"))
+    for spec in (JobSpec(job_key="k", queue="new"), JobSpec(job_key="k", job_key_mode=PRESERVE)):
+        job = (await client.enqueue("new", 2, spec)).unwrap()
+        assert (job.task_identifier, job.queue_name, job.payload) == ("new", spec.queue.name, 2)
+        assert (await raw.job(job.id))["queue"] == spec.queue.name
+    assert len(await raw.jobs()) == 1
+
+
 async def test_dedupe_leaves_the_waiting_job_and_gives_it_back(add: Add, client: BackfillClient, raw: "Raw") -> None:
     first = (await client.enqueue("older", 1, JobSpec(job_key="k", queue="old", flags={"f"}))).unwrap()
     second = (await add(2, JobSpec(job_key="k", queue="new", job_key_mode=DEDUPE))).unwrap()
@@ -159,7 +176,9 @@ async def test_an_add_that_postgresql_ends_is_sent_again_unless_a_transaction_en
 ) -> None:
     spec = JobSpec(job_key="k")
     await _lose_races(raw, 2, f"raise exception 'lost' using errcode = '{code}'")
-    assert (await client.enqueue("t", 1, spec)).unwrap().payload == 1
+    job = (await client.enqueue("t", 1, spec)).unwrap()  # of a task without a row, and so by add_job
+    assert job.payload == 1
+    await raw.claim(job.id)
     await raw.run("alter sequence public.tries restart")
     with pytest.raises(asyncpg.PostgresError, match="lost"):
         async with other.connection.transaction():

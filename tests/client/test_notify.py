@@ -142,9 +142,19 @@ async def test_a_batch_notifies_once_with_its_count(
     assert [told["count"] for told in await heard()] == [10]
 
 
-async def test_a_keyed_job_is_told_by_graphile_workers_own_function(patient: BackfillClient, heard: "Heard") -> None:
-    await patient.enqueue("t", 1, JobSpec(job_key="k"))
+async def test_keyed_jobs_are_told_as_others_are(patient: BackfillClient, heard: "Heard") -> None:
+    await patient.enqueue("t", 1)
     await patient.enqueue("t", 2, JobSpec(job_key="k"))
+    await patient.enqueue("t", 3, JobSpec(job_key="k"))
+    await patient.enqueue("t", 4, JobSpec(job_key="future", run_at=FUTURE))
+    assert [told["count"] for told in await heard()] == [1]
+    await patient.close()
+    assert [told["count"] for told in await heard()] == [2]
+
+
+async def test_what_takes_graphile_workers_function_is_told_by_it(patient: BackfillClient, heard: "Heard") -> None:
+    await patient.enqueue("t", 1)
+    await patient.enqueue("t", 2, JobSpec(job_key="k", job_key_mode="unsafe_dedupe"))
     assert [told["count"] for told in await heard()] == [1, 1]
 
 

@@ -47,7 +47,7 @@ async def struck(
 async def test_a_lost_answer_leaves_it_in_doubt(
     db: "Database", raw: "Raw", spec: JobSpec | None, when: When, added: int
 ) -> None:
-    statement = "insert_job" if spec is None else "add_job"
+    statement = "insert_job" if spec is None else "add_keyed_job"
     await raw.value("select count(*) from graphile_worker.add_job('task')")
     async with struck(db, statement, when) as client:
         with pytest.raises(DatabaseError, match=r"cannot enqueue task: .*may have been added or not") as caught:

@@ -1,15 +1,16 @@
 """Adding one job.
 
-Without a key it is one INSERT that finds task and queue by name; with one it is Graphile Worker's ``add_job``. What can
-happen:
+It is one INSERT that finds task and queue by name; with a key one that replaces a job that waits. When the key's job is
+not to be replaced, or is running or dead, it is Graphile Worker's ``add_job``. What can happen:
 
 * *No row, no key*: the task or the queue has no row yet, or not any more (unused rows are collected). They are created,
   outside of the caller's transaction where that is possible (two open transactions that create the same two names in
   different orders would wait for each other), and the INSERT is sent again. In a transaction of the isolation level
   REPEATABLE READ or SERIALIZABLE the new rows stay out of sight; creating them once more inside of it then fails with a
   serialization failure, which such transactions are prepared to be run again for.
-* *No row, with a key*: a worker claimed the key's job between ``add_job``'s two steps. Sent again, it detaches the running
-  job from the key and adds a successor; the payload is never lost.
+* *No row, with a key*: the key's job is running or dead, or a name has no row. ``add_job`` sees to either.
+* *No row of add_job*: a worker claimed the key's job between its two steps. Sent again, it detaches the running job from
+  the key and adds a successor; the payload is never lost.
 * *A locked row from unsafe_dedupe*: the key's job is running, nothing was added: AlreadyInProgress.
 """
 
@@ -81,14 +82,25 @@ def build(schema: str, kind: Kind, payload: str, notification: str | None) -> Qu
     return _by_add_job(schema, kind, payload)
 
 
+def build_insert(schema: str, kind: Kind, payload: str, notification: str | None) -> Query:
+    """The INSERT of a job that has no key, or one whose job it may replace."""
+    if kind.key is None:
+        return build(schema, kind, payload, notification)
+    columns = (kind.task, payload, kind.queue, kind.priority, kind.run_at, kind.max_attempts, kind.flags_json)
+    preserve = kind.mode is JobKeyMode.PRESERVE_RUN_AT
+    return Query(text("add_keyed_job", schema), (*columns, notification, kind.key, preserve))
+
+
 def _by_add_job(schema: str, kind: Kind, payload: str) -> Query:
     columns = (kind.task, payload, kind.queue, kind.priority, kind.run_at, kind.max_attempts)
     return Query(text("add_job", schema), (*columns, kind.stored_flags, kind.key, kind.mode.value))
 
 
 def inserted(kind: Kind, payload: str, row: asyncpg.Record) -> Enqueued:
-    """The outcome of ``insert_job``."""
-    return Enqueued(kind.job(row["id"], payload, row["created_at"]))
+    """The outcome of ``insert_job`` or ``add_keyed_job``."""
+    if kind.key is None:
+        return Enqueued(kind.job(row["id"], payload, row["created_at"]))
+    return Enqueued(kind.keyed_job(row[:7], payload))
 
 
 def added(kind: Kind, payload: str, row: asyncpg.Record) -> EnqueueOutcome:

@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 
 from backfill.client.batch import Batch, Chunk, JobTuple, Keyed, keyed_args, parts, pieces, prepare, refused
-from backfill.client.enqueue import MOST_TRIES, add_by_function, build, inserted, lost_races, names_missing
+from backfill.client.enqueue import MOST_TRIES, add_by_function, build_insert, inserted, lost_races, names_missing
 from backfill.client.notify import TRANSACTION_NOTIFICATION, Notifier, notification
 from backfill.client.rows import Kind, TaskName, kind_of, payload_text, settings_of
 from backfill.client.stream import Stream, batches
@@ -91,14 +91,17 @@ class Enqueuer:
             task, payload, spec = await self._asked(task, payload, spec)
         kind = kind_of(task, spec)
         encoded = payload_text(payload, kind)
+        simple = self.familiar and (kind.key is None or kind.mode is not JobKeyMode.UNSAFE_DEDUPE)
         if connection is not None:
-            if kind.key is None and self.familiar:
-                return inserted(kind, encoded, await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION))
-            await self._create_unknown([kind], connection)
+            if kind.key is not None or not self.familiar:
+                await self._create_unknown([kind], connection)
+            row = await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION) if simple else None
+            if row is not None:
+                return inserted(kind, encoded, row)
             return await add_by_function(connection, self._schema, kind, encoded)
         what = f"cannot enqueue {kind.task}"
         async with Borrowed(self._pool, what, not_done=_NOT_ADDED, maybe=_MAYBE_ADDED, keeper=self._keeper) as own:
-            if kind.key is None and self.familiar:
+            if simple:
                 return await self._insert_and_count(own, kind, encoded)
             return await add_by_function(own, self._schema, kind, encoded)
 
@@ -202,28 +205,31 @@ class Enqueuer:
         return asked
 
     async def _insert_and_count(self, own: Connection, kind: Kind, payload: str) -> EnqueueOutcome:
-        """Add a job without a key, and have it announced."""
+        """Add a job by one INSERT if that does, and have it announced."""
         carried = self._notifier.leading()
         if carried is None:
             row = await self._insert(own, kind, payload, None)
-            if row["due"]:
+            if row is not None and row["due"]:
                 self._notifier.count()
-            return inserted(kind, payload, row)
-        sent = False
-        try:
-            row = await self._insert(own, kind, payload, carried.text)
-            sent = row["notified"]
-        finally:
-            if not sent:
-                self._notifier.not_sent(carried)
+        else:
+            row = None
+            try:
+                row = await self._insert(own, kind, payload, carried.text)
+            finally:
+                if row is None or not row["notified"]:
+                    self._notifier.not_sent(carried)
+        if row is None:
+            return await add_by_function(own, self._schema, kind, payload)
         return inserted(kind, payload, row)
 
-    async def _insert(self, connection: Connection, kind: Kind, payload: str, notify: str | None) -> asyncpg.Record:
-        """Add a job without a key; the row of ``insert_job``."""
-        sql, args = build(self._schema, kind, payload, notify)
+    async def _insert(
+        self, connection: Connection, kind: Kind, payload: str, notify: str | None
+    ) -> asyncpg.Record | None:
+        """Add a job by one INSERT; its row. None: it has a key, and takes ``add_job``."""
+        sql, args = build_insert(self._schema, kind, payload, notify)
         for attempt in range(MOST_TRIES):
             row = await connection.fetchrow(sql, *args)
-            if row is not None:
+            if row is not None or kind.key is not None:
                 return row
             await self._create([kind], connection, aside=attempt == 0)
         raise names_missing([kind])

@@ -1,6 +1,6 @@
 """What a job's row will hold: a task, a payload and a spec, checked and brought into the columns' form."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -85,8 +85,8 @@ class Kind(msgspec.Struct, frozen=True):
             extras=self.extras,
         )
 
-    def keyed_job(self, row: asyncpg.Record, payload: str) -> Job:
-        """The job that ``add_keyed_jobs`` has just given all the settings of this kind."""
+    def keyed_job(self, row: Iterable[Any], payload: str) -> Job:
+        """The job that ``add_keyed_jobs`` has just given all the settings of this kind, of the columns that it gives."""
         _, job_id, stored, run_at, created_at, updated_at, revision = row
         return Job(
             id=job_id,

@@ -34,6 +34,36 @@ returning id, created_at, run_at <= clock_timestamp() as due,
           case when run_at <= clock_timestamp() and $8::text is not null
                then pg_notify('jobs:insert', $8::text)::text is not null else false end as notified
 
+-- name: add_keyed_job
+-- Adds a job with a key in the mode replace or (preserve_run_at) preserve_run_at, and announces it as insert_job does: what
+-- add_job does when no job has the key, or one that waits, at a third of its cost. No row: the key's job is busy (locked or
+-- out of attempts), or the task or the queue has no row; send add_job. What it gives: as in add_keyed_jobs.
+-- takes: task text, payload text, queue text, priority int2, run_at timestamptz, max_attempts int2, flags text
+-- takes: notification text, key text, preserve_run_at bool
+-- gives: key text, id int8, payload text, run_at timestamptz, created_at timestamptz, updated_at timestamptz, revision int4
+-- gives: due bool, notified bool
+insert into graphile_worker._private_jobs as jobs (
+  task_id, job_queue_id, payload, priority, run_at, max_attempts, flags, key
+)
+select tasks.id, queues.id, $2::text::json, $4::int2, coalesce($5::timestamptz, now()), $6::int2, $7::text::jsonb, $9::text
+  from graphile_worker._private_tasks as tasks
+  left join graphile_worker._private_job_queues as queues on queues.queue_name = $3::text
+ where tasks.identifier = $1::text
+   and ($3::text is null or queues.id is not null)
+   for key share of tasks
+on conflict (key) do update
+   set task_id = excluded.task_id, job_queue_id = excluded.job_queue_id, priority = excluded.priority,
+       payload = case when json_typeof(jobs.payload) = 'array' and json_typeof(excluded.payload) = 'array'
+                      then (jobs.payload::jsonb || excluded.payload::jsonb)::json else excluded.payload end,
+       run_at = case when $10::bool and jobs.attempts = 0 then jobs.run_at else excluded.run_at end,
+       max_attempts = excluded.max_attempts, flags = excluded.flags, revision = jobs.revision + 1, attempts = 0,
+       last_error = null, updated_at = now()
+ where jobs.is_available
+returning key, id, case when revision > 0 then payload::text end as payload, nullif(run_at, created_at) as run_at, created_at,
+          nullif(updated_at, created_at) as updated_at, revision, run_at <= clock_timestamp() as due,
+          case when run_at <= clock_timestamp() and $8::text is not null
+               then pg_notify('jobs:insert', $8::text)::text is not null else false end as notified
+
 -- name: insert_jobs
 -- Adds jobs without keys, all or none, and sends the notification given ($9; null = none) if one of them is due by now.
 -- What jobs have in common is sent once: $1–$6 are kinds of jobs, and each job is a payload and the number of its kind,
