@@ -173,6 +173,21 @@ class Claims:
         rows = await self.sql.named("claim_free_jobs", self.token, task_ids, *piece, began_at, suspects)
         return sorted(rows, key=lambda row: (row["priority"], row["run_at"], row["id"]))
 
+    async def take_next(
+        self,
+        done: Sequence[asyncpg.Record],
+        *,
+        priorities: tuple[int, int] = ALL,
+        tasks: Sequence[str] = ("task",),
+        suspects: bool = True,
+    ) -> list[asyncpg.Record]:
+        """Claim the next jobs of the queues of jobs that have been released."""
+        self.number += 1
+        columns = ([row[name] for row in done] for name in ("queue_id", "priority", "run_at", "id"))
+        task_ids = await self.task_ids(tasks)
+        rows = await self.sql.named("claim_next_of_queues", self.token, task_ids, *columns, *priorities, suspects)
+        return sorted(rows, key=lambda row: (row["priority"], row["run_at"], row["id"]))
+
     async def frontier(self, *, other_queues: Sequence[str] = (), tasks: Sequence[str] = ("task",)) -> Frontier:
         """Where claims may begin to look for queued jobs now."""
         rows = await self.sql.named("find_frontier", await self.task_ids(tasks), self.worker, list(other_queues))

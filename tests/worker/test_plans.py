@@ -6,6 +6,7 @@ A plan is taken from an EXPLAIN of the very prepared statement, on a connection 
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 MANY = 200_000
 FEW = 2_000
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 NO_FRONTIER: Frontier = ([], [], [])
 SLACK = 60  # pages: deeper index trees, a few more heap pages for rows that lie elsewhere
 JOBS = "_private_jobs"
 STATEMENTS = (
     "claim_jobs",
     "claim_free_jobs",
+    "claim_next_of_queues",
     "claim_queue_head",
     "claim_jobs_without_flags",
     "claim_queue_head_without_flags",
@@ -106,6 +109,7 @@ async def arguments(name: str, claims: "Claims", jobs: list[int]) -> tuple[Any, 
     held: tuple[list[Any], ...] = ([], [], jobs, tokens)
     more: dict[str, tuple[Any, ...]] = {
         "claim_jobs": (token, *piece, None, ANY, [], [], *NO_FRONTIER),
+        "claim_next_of_queues": (token, tasks, [1], [0], [LONG_AGO], [1], -32768, 32767, True),
         "claim_queue_head": (token, tasks, "q1", None, True),
         "claim_jobs_without_flags": (token, *piece, None, True, [], [], *NO_FRONTIER, ["f"]),
         "claim_free_jobs": (token, *piece, None, ANY),

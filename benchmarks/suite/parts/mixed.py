@@ -4,7 +4,7 @@ import asyncio
 import base64
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,33 @@ async def failing(bench: Bench) -> Sample:
 
 
 async def large(bench: Bench) -> Sample:
-    """10 KB that can't be compressed much."""
+    """10 KB in one text that can't be compressed."""
+    return await _large(bench, lambda i: {"id": i, "data": base64.b64encode(os.urandom(7_600)).decode()})
+
+
+async def records(bench: Bench) -> Sample:
+    """10 KB of records, as of an order or a report."""
+    return await _large(bench, lambda i: {"id": i, "data": [_record(i + n) for n in range(90)]})
+
+
+def _record(number: int) -> dict[str, Any]:
+    return {
+        "id": number,
+        "name": f"customer {number}",
+        "email": f"customer{number}@example.org",
+        "total": number * 17.5,
+        "tags": ["a", str(number)],
+    }
+
+
+async def _large(bench: Bench, payload: Callable[[int], dict[str, Any]]) -> Sample:
     dsn, jobs, runs = await bench.fresh(), bench.size(20_000), Runs()
 
     @task("noop")
     async def handler(payload: dict[str, Any]) -> None:
         runs()
 
-    def payloads() -> Iterator[tuple[str, dict[str, Any]]]:
-        for i in range(jobs):
-            yield "noop", {"id": i, "data": base64.b64encode(os.urandom(7_600)).decode()}
-
-    await add(dsn, payloads())
+    await add(dsn, (("noop", payload(i)) for i in range(jobs)))
     return await drain(bench, dsn, handler, runs, jobs)
 
 
@@ -98,7 +113,14 @@ async def measure(bench: Bench) -> Cases:
     def of(case: Callable[[Bench], Awaitable[Sample]]) -> Callable[[], Awaitable[Sample]]:
         return lambda: case(bench)
 
-    cases = {"no-op": noop, "failing": failing, "10 KB": large, "threads": threads, "awaiting": awaiting}
+    cases = {
+        "no-op": noop,
+        "failing": failing,
+        "10 KB": large,
+        "10 KB of records": records,
+        "threads": threads,
+        "awaiting": awaiting,
+    }
     return await bench.in_rounds({name: of(case) for name, case in cases.items()})
 
 
@@ -106,7 +128,8 @@ def rows(cases: Cases) -> list[Row]:
     label = "no-op jobs"
     return [
         at_least("10 % of the jobs fail (retry, then DLQ)", 0.5, cases, "failing", "no-op", label=label),
-        at_least("payloads of 10 KB", 0.5, cases, "10 KB", "no-op", label=label),
+        at_least("payloads of 10 KB, a text that can't be compressed", 0.5, cases, "10 KB", "no-op", label=label),
+        at_least("payloads of 10 KB, 90 records", 0.5, cases, "10 KB of records", "no-op", label=label),
         reach("sync handlers in threads", 8_000, cases, "threads"),
         reach(
             "5 ms of awaiting, concurrency 100 (90 % of the arithmetic limit)", 0.9 * SLOTS / WAIT, cases, "awaiting"

@@ -352,6 +352,91 @@ update graphile_worker._private_jobs as jobs
 -- gives: has_queues bool
 select exists (select 1 from graphile_worker._private_job_queues) as has_queues
 
+-- name: claim_next_of_queues
+-- Claims the next jobs of queues that a release has just freed: $3 queues, with priority, time and id of the job that each had run
+-- ($4, $5, $6). For one lane, of priorities $7 to $8, that has a slot for each and knows of nothing else that waits.
+--
+-- Looks at the 100 most urgent jobs that wait. A queue that has none of these gets nothing, and neither does one whose first of
+-- them may have equals behind the hundredth: unless these equal the job that was run, too. That one was the first of them by id, so
+-- those after it are looked for by id. The caller then looks with claim_jobs.
+-- takes: token text, task_ids int4[], queue_ids int4[], priorities int2[], times timestamptz[], ids int8[]
+-- takes: low int2, high int2, suspects bool
+-- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
+-- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
+-- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
+with queue as materialized (
+  select freed.*
+    from unnest($3::int4[], $4::int2[], $5::timestamptz[], $6::int8[]) as freed(queue_id, priority, run_at, job_id)
+   cross join lateral (
+     select queues.id
+       from graphile_worker._private_job_queues as queues
+      where queues.id = freed.queue_id
+        and queues.is_available
+        for update skip locked
+   ) as free_queue
+),
+front as materialized (
+  select jobs.id, jobs.priority, jobs.run_at, jobs.job_queue_id, jobs.task_id
+    from graphile_worker._private_jobs as jobs
+   where jobs.is_available = true
+   order by jobs.priority, jobs.run_at
+   limit 101
+),
+edge as materialized (
+  select front.priority, front.run_at from front offset 100
+),
+first as materialized (
+  select queue.queue_id, queue.job_id, front.id, front.priority, front.run_at,
+         (front.priority, front.run_at) = (queue.priority, queue.run_at) as is_equal,
+         coalesce((select (front.priority, front.run_at) < (edge.priority, edge.run_at) from edge), true) as is_all
+    from queue
+   cross join lateral (
+     select front.id, front.priority, front.run_at
+       from front
+      where front.job_queue_id = queue.queue_id
+        and front.run_at <= now()
+        and front.priority between $7::int2 and $8::int2
+        and front.task_id = any($2::int4[])
+      order by front.priority, front.run_at, front.id
+      limit 1
+   ) as front
+),
+found as materialized (
+  select head.id, head.priority, head.run_at, head.suspect, first.queue_id
+    from first
+   cross join lateral (
+     select coalesce(min(jobs.id), first.id) as id
+       from graphile_worker._private_jobs as jobs
+      where not first.is_all
+        and jobs.id > first.job_id
+        and jobs.id < first.id
+        and jobs.is_available is not distinct from true  -- by the primary key's index: not a condition that another one has
+        and jobs.priority is not distinct from first.priority
+        and jobs.run_at is not distinct from first.run_at
+        and jobs.job_queue_id = first.queue_id
+        and jobs.task_id = any($2::int4[])
+   ) as lowest
+   cross join lateral (
+     select jobs.id, jobs.priority, jobs.run_at,
+            jobs.flags is not null and strpos(jobs.flags::text, '"backfill:crashes=') > 0 as suspect
+       from graphile_worker._private_jobs as jobs
+      where jobs.id = lowest.id
+        and jobs.is_available = true
+        and jobs.run_at <= now()
+        and jobs.job_queue_id = first.queue_id
+        and jobs.task_id = any($2::int4[])
+        for update skip locked
+   ) as head
+   where (first.is_all or (first.is_equal and first.id - first.job_id < 1000))
+     and ($9::bool or not head.suspect)
+),
+-- include: one_suspect
+,
+chosen as materialized (
+  select fair.id, fair.queue_id from fair
+),
+-- include: take_jobs
+
 -- name: claim_queue_head
 -- variant: claim_queue_head_without_flags
 -- Claims the first due job of the queue of that name, for the lane that is the queue's own; nothing while it is held, nor,

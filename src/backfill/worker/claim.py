@@ -17,7 +17,9 @@ from typing import Final
 
 from backfill.db import DRIVER_ERRORS
 from backfill.errors import BackfillError
+from backfill.worker.claimed import Claimed
 from backfill.worker.forbidden import ForbiddenFlags, ForbiddenFlagsError
+from backfill.worker.freed import FreedQueues
 from backfill.worker.handler import Handler
 from backfill.worker.lane import Lane
 from backfill.worker.lease import Lease
@@ -104,6 +106,7 @@ class Claimer:
         self._behind_at = 0.0
         self._behind = False
         self._freed = False
+        self._freed_queues = FreedQueues(lanes, is_used=began_at is None and forbidden_flags is None)
         self._told_at = 0.0
         self._releaser = releaser
         self._poll_interval = poll_interval
@@ -143,8 +146,15 @@ class Claimer:
         self._heard_of_new |= ahead
         self.wake()
 
+    def on_queues_freed(self, done: Sequence[Claimed]) -> None:
+        """A release has freed the queues of these jobs: their next ones can start."""
+        if self._freed_queues.note(done):
+            self.wake()
+        else:
+            self.on_queue_freed()
+
     def on_queue_freed(self) -> None:
-        """A release has freed a queue: its next job can start."""
+        """A queue is free: its next job can start."""
         self._quiet_until.clear()
         self._freed = self._began_at is None
         self.look(ahead=False)
@@ -235,7 +245,7 @@ class Claimer:
             return 0
         if self._frontier.is_wanted:
             await self._statements.find_frontier()
-        got = await self._claim_overtaking() + await self._claim_priorities()
+        got = await self._claim_next() + await self._claim_overtaking() + await self._claim_priorities()
         for lane in self._lanes.values():
             if lane.config.queue_name is not None:
                 got += await self._claim_queue(lane, lane.config.queue_name)
@@ -289,6 +299,17 @@ class Claimer:
         if seconds is not None:
             self.look_in(seconds)
 
+    async def _claim_next(self) -> int:
+        """Claim the next jobs of the queues that a release has freed, if that is all that there is to look for; how many came."""
+        lane = self._freed_queues.lane
+        done, alone = self._freed_queues.take()
+        if not done or lane is None:
+            return 0
+        got = await self._statements.claim_next(lane, done) if alone else 0
+        if not self._freed_queues.asked(done, got):
+            self.on_queue_freed()
+        return got
+
     async def _claim_overtaking(self) -> int:
         """After a reason to look: claim what is more urgent than all that waits in a lane's buffer, though no slot is idle.
 
@@ -339,6 +360,8 @@ class Claimer:
         for number, (idle, wanted) in asked.items():
             self._lanes[number].claimed(idle, wanted, jobs.get(number, ()))
         queued = next((job for claimed in jobs.values() for job in claimed if job.queue_id is not None), None)
+        if queued is not None:
+            self._freed_queues.claimed(queued.queue_id)
         if any(idle for idle, _ in asked.values()):
             self._frontier.claimed(took, got, None if queued is None else (queued.priority, queued.due))
         left = self._frontier.seconds_left

@@ -61,7 +61,7 @@ class Releaser:
         clean_up: bool,
         log_jobs: bool,
         teller: Teller,
-        on_released: Callable[[bool], None],
+        on_released: Callable[[Sequence[Claimed]], None],
         on_retry: Callable[[float], None],
         on_stale: Callable[[], None],
     ) -> None:
@@ -74,7 +74,7 @@ class Releaser:
             clean_up: Whether a requeued job that is done takes its dead letter with it.
             log_jobs: Log each completed job at INFO.
             teller: Tells hooks what was done.
-            on_released: Called after jobs were released; with True when a queue became free.
+            on_released: Called after jobs were released; with those of them whose queues became free.
             on_retry: Called with the seconds until a failed job is due again.
             on_stale: Called when outcomes met no row with their token: an earlier try of the same flush may have freed
                 queues and set times for retries, without a reply that said so.
@@ -195,7 +195,7 @@ class Releaser:
         if statement == "leave":
             for settled in group:
                 self._forget(*settled)
-            self._on_released(False)  # noqa: FBT003 - no queue was freed
+            self._on_released(())
             return []
         args = _common(group)
         queues = len(args[0])
@@ -275,7 +275,7 @@ class Releaser:
                 left.append((job, outcome))
             else:
                 self._forget(job, outcome)
-        self._on_released(any(job.queue_id is not None and job.queue_id not in queues for job, _ in group))
+        self._on_released([job for job, _ in group if job.queue_id is not None and job.queue_id not in queues])
         if stale > 0:
             self._on_stale()
         return left

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from backfill.db import moment
 from backfill.hooks import LocalQueueGetJobsComplete
 from backfill.worker.claimed import Claimed
 from backfill.worker.forbidden import ForbiddenFlags, flags_now
@@ -117,6 +118,31 @@ class ClaimStatements:
         for number, claimed in jobs.items():
             self._lanes[number].put(claimed)
         return jobs
+
+    async def claim_next(self, lane: Lane, done: Sequence[Claimed]) -> int:
+        """Claim the next jobs of queues that the release of these jobs has freed, and put them into the lane; how many came.
+
+        Args:
+            lane: The only lane. It has an idle slot for each of the queues.
+            done: The jobs, one of each queue.
+        """
+        token, fence = self._next_token(), self._lease.fence
+        ((low, high),) = lane.pieces
+        rows = await self._link.fetch(
+            "claim_next_of_queues",
+            token,
+            self._task_ids,
+            [job.queue_id for job in done],
+            [job.priority for job in done],
+            [moment(job.due) for job in done],
+            [job.id for job in done],
+            low,
+            high,
+            self._suspect is None,
+        )
+        if rows:
+            lane.put(self._received(rows, token, fence, lane))
+        return len(rows)
 
     async def claim_head(self, lane: Lane, queue_name: str) -> int:
         """Claim the head of a queue for the lane that is its own, and put it there; how many came."""

@@ -358,10 +358,10 @@ class Worker:
         self.claimer.look()
         self._migrations.look()
 
-    def _on_released(self, queue_freed: bool) -> None:
+    def _on_released(self, freed: Sequence[Claimed]) -> None:
         self.released.set()
-        if queue_freed:
-            self.claimer.on_queue_freed()
+        if freed:
+            self.claimer.on_queues_freed(freed)
         elif self._drains:
             self.claimer.look()
         else:
