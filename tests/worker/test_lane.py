@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backfill.worker import QueueConfig
-from backfill.worker.lane import AHEAD_SECONDS, CLAIM_MOST, PAUSE_SECONDS, STALE_SECONDS, Lane, gaps, make_lanes
+from backfill.worker.lane import (
+    AHEAD_SECONDS,
+    CLAIM_MOST,
+    CLAIM_WHILE_ADDED,
+    PAUSE_SECONDS,
+    STALE_SECONDS,
+    Lane,
+    gaps,
+    make_lanes,
+)
 
 LOWEST, HIGHEST = -32768, 32767
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -220,6 +229,15 @@ async def test_an_idle_lane_claims_ahead_once_its_slots_are_filled() -> None:
     assert idle == 0
     assert wanted > 100
     await ended(tasks)
+
+
+def test_claims_are_smaller_while_jobs_are_added() -> None:
+    """An urgent one may be among them, and has to wait for the claim that is under way."""
+    lane = a_lane(24)
+    lane.ran(0.0)
+    assert lane.wanted()[1] == CLAIM_MOST
+    lane.note_added()
+    assert lane.wanted()[1] == CLAIM_WHILE_ADDED
 
 
 def test_stale_jobs_take_the_rest_of_the_buffer_with_them_and_end_the_claiming_ahead() -> None:

@@ -174,6 +174,8 @@ class Claimer:
     def on_notify(self) -> None:
         """A notification said that there are new jobs."""
         self.notified += 1
+        for lane in self._lanes.values():
+            lane.note_added()
         self._heard = True
         asked_ago = time.monotonic() - self._asked_due_at
         if asked_ago > _ASK_DUE:

@@ -8,7 +8,7 @@ took longer than its like) is handed back, and the lane claims nothing ahead for
 
 The controller: with a run time r, n slots and an overhead o of each job, n / (r + n o) jobs begin in a second; the lane may
 hold as many as begin in AHEAD_SECONDS, nothing if r is longer than that, and AHEAD_MOST at most. A claim brings CLAIM_MOST at
-most, and the next one is sent as soon as there is room for half of that. So of quick jobs one claim is under way while the
+most (fewer while jobs are being added, so that an urgent one need not wait long for the claim under way), and the next one is sent as soon as there is room for half of that. So of quick jobs one claim is under way while the
 jobs of the last are run, and the server never waits for the worker. A lane with idle slots fills these first.
 """
 
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 AHEAD_SECONDS: Final = 0.01  # a job claimed ahead should start within this
 AHEAD_MOST: Final = 1000  # claimed ahead and not begun: so a claim may be under way while the jobs of another are run
 CLAIM_MOST: Final = 500  # claimed ahead by one claim; plans were checked for batches of this size
+CLAIM_WHILE_ADDED: Final = (
+    200  # the same while jobs are being added: an urgent one waits for the claim that is under way
+)
+_ADDED: Final = 1.0  # seconds after a notification that this holds
 STALE_SECONDS: Final = 0.25  # buffered longer than this: handed back
 PAUSE_SECONDS: Final = 2.0  # without prefetch after that
 _DECAY: Final = 0.98  # per run: a slow run is forgotten after some hundred fast ones
@@ -60,6 +64,7 @@ class Lane:
         self._turn_ends = False
         self._may_prefetch = True
         self._looked = False
+        self._added_until = 0.0
         self._buffer: list[tuple[int, int, int, int, Claimed]] = []
         self._number = itertools.count()
         self._waiters: list[asyncio.Future[None]] = []
@@ -84,12 +89,13 @@ class Lane:
             return 0, 0
         buffered = len(self._buffer)
         ahead = self._ahead()
-        self.low_mark = max(ahead // 2, ahead - CLAIM_MOST // 2)
+        most = CLAIM_MOST if time.monotonic() > self._added_until else CLAIM_WHILE_ADDED
+        self.low_mark = max(ahead // 2, ahead - most // 2)
         idle = max(0, self.idle - buffered)
         if not idle and (not ahead or buffered > self.low_mark):
             return 0, 0
         self._looked = False
-        return idle, idle + min(CLAIM_MOST, max(0, ahead - max(0, buffered - self.idle)))
+        return idle, idle + min(most, max(0, ahead - max(0, buffered - self.idle)))
 
     def claimed(self, idle: int, wanted: int, got: Sequence["Claimed"]) -> None:
         """Note what a claim for ``idle`` slots and ``wanted`` jobs in all brought.
@@ -111,6 +117,10 @@ class Lane:
         self._may_prefetch |= ahead and not self.idle  # idle slots are filled first: a small claim is quicker
         self._looked = True
         self._may_be_overtaken = True
+
+    def note_added(self) -> None:
+        """Jobs are being added: for a while claims are smaller."""
+        self._added_until = time.monotonic() + _ADDED
 
     @property
     def may_be_overtaken(self) -> bool:
