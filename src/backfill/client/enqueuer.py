@@ -252,7 +252,7 @@ class Enqueuer:
     ) -> list[EnqueueOutcome]:
         """Add a batch in the connection's transaction. All chunks notify with the same text, so PostgreSQL sends one.
 
-        Without ``tell`` only the outcomes of the keyed jobs come back: the others have all been added.
+        Without ``tell`` only the outcomes of jobs come back that may have been left out: the others have all been added.
         """
         outcomes: list[EnqueueOutcome | None] = [None] * batch.size
         for chunk in batch.chunks:
@@ -263,7 +263,7 @@ class Enqueuer:
                 outcomes[position] = await add_by_function(connection, self._schema, chunk.kinds[number - 1], payload)
         mode = batch.mode()
         for piece in pieces(batch.keyed):
-            await self._write_keyed(connection, piece, mode, outcomes)
+            await self._write_keyed(connection, piece, mode, outcomes, tell=tell)
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _write_chunk(
@@ -285,6 +285,8 @@ class Enqueuer:
         left: dict[str, Keyed],
         mode: JobKeyMode | None,
         outcomes: list[EnqueueOutcome | None],
+        *,
+        tell: bool,
     ) -> None:
         """Add jobs with keys; those whose key's job was claimed at that moment are sent again."""
         at_once = mode in {JobKeyMode.REPLACE, JobKeyMode.PRESERVE_RUN_AT}
@@ -292,7 +294,9 @@ class Enqueuer:
         for _ in range(MOST_TRIES):
             last = mode is JobKeyMode.PRESERVE_RUN_AT if at_once else [job.kind.mode.value for job in left.values()]
             for row in await connection.fetch(sql, *keyed_args(left.values()), last):
-                left.pop(row["key"]).store(row, outcomes, at_once=at_once)
+                job = left.pop(row["key"])
+                if tell or not at_once:
+                    job.store(row, outcomes, at_once=at_once)
             if not left:
                 return
         raise lost_races(next(iter(left)))

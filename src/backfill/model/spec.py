@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Self
 
 from backfill.errors import InvalidJob
-from backfill.model.flags import Extras, encode_flags
+from backfill.model.flags import NO_FLAGS, Extras, encode_flags
 from backfill.model.priority import Priority
 from backfill.model.queue import Queue
 from backfill.model.retry import RetryPolicy, checked_policy
@@ -87,7 +87,7 @@ class JobSpec:
         put = object.__setattr__  # the dataclass is frozen
         put(self, "run_at", None if run_at is None else checked_time("run_at", run_at))
         put(self, "priority", priority if isinstance(priority, Priority) else Priority(priority))
-        put(self, "queue", Queue.coerce(queue))
+        put(self, "queue", Queue.PARALLEL if queue is None else Queue.coerce(queue))
         put(self, "retry_policy", None if retry_policy is None else checked_policy(retry_policy))
         if max_attempts is not None:
             checked_int("max_attempts", max_attempts, 1, MAX_ATTEMPTS)
@@ -95,8 +95,8 @@ class JobSpec:
             max_attempts = retry_policy.max_attempts
         put(self, "max_attempts", max_attempts)
         put(self, "job_key", None if job_key is None else checked_text("job_key", job_key, MAX_JOB_KEY))
-        put(self, "job_key_mode", _checked_mode(job_key_mode))
-        put(self, "flags", checked_flags("flags", flags) if flags else frozenset())
+        put(self, "job_key_mode", job_key_mode if type(job_key_mode) is JobKeyMode else _checked_mode(job_key_mode))
+        put(self, "flags", checked_flags("flags", flags) if flags else NO_FLAGS)
         put(self, "timeout", None if timeout is None else checked_positive("timeout", timeout))
         put(self, "deadline", None if deadline is None else checked_time("deadline", deadline))
 
