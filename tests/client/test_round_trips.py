@@ -65,3 +65,16 @@ async def test_a_batch_of_five_thousand_is_one_statement(client: BackfillClient)
     await client.enqueue_many(jobs)
     sent = await sent_by(client, client.enqueue_many(jobs))
     assert len(sent) == 1
+
+
+@pytest.mark.parametrize("spec", [None, JobSpec(job_key="k"), JobSpec(job_key="k", job_key_mode="preserve_run_at")])
+async def test_a_job_in_the_callers_transaction_is_one_statement(
+    db: "Database", client: BackfillClient, spec: JobSpec | None
+) -> None:
+    connection = await db.connect()
+    await client.enqueue("known", {}, spec, connection=connection)
+    async with connection.transaction():
+        sent: list[str] = []
+        with connection.query_logger(lambda query: sent.append(query.query)):
+            await client.enqueue("known", {"n": 1}, spec, connection=connection)
+    assert len(sent) == 1
