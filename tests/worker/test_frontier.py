@@ -13,6 +13,7 @@ from backfill.worker.frontier import Frontier
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Claims, RunWorker, Sql, Until
+    from tests.worker.test_claim_locks import MakeClaims
 
 AGO = datetime(2020, 1, 1, tzinfo=UTC)
 HOLD = "update graphile_worker._private_job_queues set locked_at = now(), locked_by = $1 where queue_name = 'held'"
@@ -48,6 +49,27 @@ async def test_a_queue_that_others_free_meanwhile_does_not_begin_with_a_later_jo
     await sql.run(HOLD.replace("now()", "null"), None)
     assert ids(await claims.take(frontier=found, passed=passed)) == free
     assert ids(await claims.take()) == first[:1]
+
+
+@pytest.mark.parametrize("same_moment", [True, False])
+async def test_a_job_that_another_worker_gives_back_is_still_the_first_of_its_queue(
+    sql: "Sql", make_claims: "MakeClaims", same_moment: bool
+) -> None:
+    """When the frontier was made it ran, so that nothing of its queue was before the frontier."""
+    one, other = await make_claims("backfill-one"), await make_claims("backfill-other")
+    moments = [at(0), at(0), at(0), at(0)] if same_moment else [at(0), at(2), at(1), at(3)]
+    for moment, queue in zip(moments, ["q", "q", "free", "free"], strict=True):
+        await sql.add_many(1, queue=f"'{queue}'", run_at=moment)
+    (running,) = await one.take(1)
+    found, passed = await other.frontier(), await other.passed()
+    await sql.run(
+        "update graphile_worker._private_jobs set locked_at = null, locked_by = null where locked_by is not null"
+    )
+    await sql.run("update graphile_worker._private_job_queues set locked_at = null, locked_by = null")
+    taken = [row["queue_name"] for row in await other.take(4, frontier=found, passed=passed)]
+    assert taken == ["free"]
+    await sql.run("update graphile_worker._private_job_queues set locked_at = null, locked_by = null")
+    assert running["id"] in ids(await other.take(4))
 
 
 async def test_what_the_asker_holds_counts_as_free(sql: "Sql", claims: "Claims") -> None:

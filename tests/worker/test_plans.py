@@ -154,7 +154,8 @@ async def test_no_scan_of_all_jobs(sql: "Sql", claims: "Claims", prepared_first:
         kinds = scans(plan)
         assert kinds, f"{name} does not look at jobs"
         assert set(kinds) <= {"Index Scan", "Index Only Scan", "Tid Scan"}, f"{name}: {kinds}"
-        assert set(scans(plan, "_private_job_queues")) <= {"Index Scan", "Index Only Scan"}, name
+        if name != "find_frontier":  # it wants to know which are held, a twentieth of the time at most
+            assert set(scans(plan, "_private_job_queues")) <= {"Index Scan", "Index Only Scan"}, name
         assert pages(plan) < 3_000, f"{name} read {pages(plan)} pages"
 
 

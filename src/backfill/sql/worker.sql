@@ -76,11 +76,18 @@ select distinct first.queue_id
 -- name: find_frontier
 -- Where claims may begin to look for queued jobs: for each priority the time before which all due jobs are of queues that others
 -- hold, and the lowest id of the queued jobs of just that time. Jobs of queues that $2 holds count as free, since it knows when
--- it frees them. passed: the queues of the jobs before it. Should one be freed meanwhile, its later jobs must not be taken for its
--- first: while the frontier is in use these queues are left alone. Of jobs given an earlier time a frontier knows nothing.
+-- it frees them. passed: the queues of the jobs before it, and those that others hold, whose running jobs may come back there.
+-- Should one be freed meanwhile, its later jobs must not be taken for its first: while the frontier is in use these queues are
+-- left alone. Of jobs given an earlier time a frontier knows nothing.
 -- takes: task_ids int4[], worker_id text, other_queues text[]
 -- gives: priority int2, run_at timestamptz, id int8, passed int4[]
 -- include: levels
+, held as materialized (
+  select queues.id
+    from graphile_worker._private_job_queues as queues
+   where not queues.is_available
+     and not starts_with(coalesce(queues.locked_by, ''), $2::text || '/')
+)
 select level.priority, start.run_at,
        case when first.queue_id is not null
             then (select min(tie.id + 0)  -- not by the primary key's index, which would read all older jobs
@@ -91,7 +98,9 @@ select level.priority, start.run_at,
                      and tie.job_queue_id is not null
                      and tie.task_id = any($1::int4[]))
        end as id,
-       array(select distinct passed.job_queue_id
+       array(select held.id from held
+              union
+             select passed.job_queue_id
                from graphile_worker._private_jobs as passed
               where passed.is_available = true
                 and passed.priority = level.priority

@@ -7,9 +7,9 @@ once, and for a while claims begin where that came to.
 
 A frontier is for a short while, and less often made the more it costs, since there is no way to know that it no longer holds:
 
-* Others may free a queue whose jobs are before it. Claims leave these queues (``passed``) alone, or else they would take a later
-  job of such a queue for its first. Our own queues counted as free when it was made.
-* Others may give back a job, or add one with a time in the past: the order is then kept only among what is before it.
+* Others may free a queue whose jobs are before it, or give the job back there that they hold of one. Claims leave these queues
+  (``passed``) alone, or else they would take a later job of such a queue for its first. Our own counted as free when it was made.
+* Others may add a job with a time in the past: the order is then kept only among what is behind it.
 
 What the worker itself learns of (jobs handed back, workers that died, a lost connection) ends it at once, and so does each poll.
 """
