@@ -74,21 +74,21 @@ def build_enqueue(
     return build(schema, kind, payload_text(payload, kind), notification)
 
 
-def build(schema: str, kind: Kind, payload: str, notification: str | None) -> Query:
-    """``build_enqueue`` for a job that has been checked."""
+def build(schema: str, kind: Kind, payload: str, notification: str | None, *, waits: bool = True) -> Query:
+    """``build_enqueue`` for a job that has been checked. Without ``waits`` it may come off without the notification."""
     if kind.key is None:
         columns = (kind.task, payload, kind.queue, kind.priority, kind.run_at, kind.max_attempts)
-        return Query(text("insert_job", schema), (*columns, kind.flags_json, notification))
+        return Query(text("insert_job", schema), (*columns, kind.flags_json, notification, waits))
     return _by_add_job(schema, kind, payload)
 
 
-def build_insert(schema: str, kind: Kind, payload: str, notification: str | None) -> Query:
+def build_insert(schema: str, kind: Kind, payload: str, notification: str | None, *, waits: bool) -> Query:
     """The INSERT of a job that has no key, or one whose job it may replace."""
     if kind.key is None:
-        return build(schema, kind, payload, notification)
+        return build(schema, kind, payload, notification, waits=waits)
     columns = (kind.task, payload, kind.queue, kind.priority, kind.run_at, kind.max_attempts, kind.flags_json)
     preserve = kind.mode is JobKeyMode.PRESERVE_RUN_AT
-    return Query(text("add_keyed_job", schema), (*columns, notification, kind.key, preserve))
+    return Query(text("add_keyed_job", schema), (*columns, notification, waits, kind.key, preserve))
 
 
 def _by_add_job(schema: str, kind: Kind, payload: str) -> Query:

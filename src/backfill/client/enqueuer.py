@@ -95,7 +95,9 @@ class Enqueuer:
         if connection is not None:
             if kind.key is not None or not self.familiar:
                 await self._create_unknown([kind], connection)
-            row = await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION) if simple else None
+            row = (
+                await self._insert(connection, kind, encoded, TRANSACTION_NOTIFICATION, waits=True) if simple else None
+            )
             if row is not None:
                 return inserted(kind, encoded, row)
             return await add_by_function(connection, self._schema, kind, encoded)
@@ -216,17 +218,19 @@ class Enqueuer:
             try:
                 row = await self._insert(own, kind, payload, carried.text)
             finally:
-                if row is None or not row["notified"]:
+                if row is not None and row["due"] and not row["notified"]:
+                    self._notifier.postpone(carried)
+                elif row is None or not row["notified"]:
                     self._notifier.not_sent(carried)
         if row is None:
             return await add_by_function(own, self._schema, kind, payload)
         return inserted(kind, payload, row)
 
     async def _insert(
-        self, connection: Connection, kind: Kind, payload: str, notify: str | None
+        self, connection: Connection, kind: Kind, payload: str, notify: str | None, *, waits: bool = False
     ) -> asyncpg.Record | None:
         """Add a job by one INSERT; its row. None: it has a key, and takes ``add_job``."""
-        sql, args = build_insert(self._schema, kind, payload, notify)
+        sql, args = build_insert(self._schema, kind, payload, notify, waits=waits)
         for attempt in range(MOST_TRIES):
             row = await connection.fetchrow(sql, *args)
             if row is not None or kind.key is not None:

@@ -9,6 +9,10 @@ which costs next to nothing; else it is sent by itself (the trailing edge). Stat
 * **busy**: adds carry none and are counted here. When ``interval`` is nearly over, the next add carries the count; when it
   is over, what has not been carried is sent. With nothing to count it is quiet again.
 
+Many clients at once would still wait for each other. So an add carries its notification only if no other transaction of a client
+is committing one just then: who is told by that one looks for jobs, and what the add left out goes with the next. Only the
+trailing edge, and adds in callers' transactions, wait.
+
 What an add carries comes back here if the add fails. While it waits, what it carries waits too; the notifications that
 follow wake workers meanwhile, and they take whatever is due.
 
@@ -89,6 +93,10 @@ class Notifier:
         self._quiet_from = 0.0
         if carried.others:
             self.count(carried.others)
+
+    def postpone(self, carried: Carried) -> None:
+        """Take back what an add was to carry that left it out, since another transaction was committing a notification."""
+        self.count(carried.others + 1)
 
     def count(self, jobs: int = 1) -> None:
         """Have jobs announced that were added without a notification and are due."""

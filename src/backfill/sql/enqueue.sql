@@ -15,13 +15,20 @@ left join graphile_worker._private_tasks as tasks on tasks.id = job.task_id
 -- True. Holds the rows of the tasks in the CTE `held` until the commit, as insert_job does; looked at before anything else.
 (select count(*) from held) is not null
 
+-- fragment: notified
+-- Whether the notification $8 was sent; null = none is to be. Commits that notify wait for each other: without $9 none is sent while
+-- another transaction of ours is about to commit one.
+          case when run_at <= clock_timestamp() and $8::text is not null
+                    and ($9::bool or pg_try_advisory_xact_lock(7305808869231650162))
+               then pg_notify('jobs:insert', $8::text)::text is not null else false end as notified
+
 -- name: insert_job
--- Adds one job without a key and, when the job is due by now, sends the notification given ($8; null = none).
+-- Adds one job without a key and, when the job is due by now, sends the notification given ($8, $9; see the fragment).
 -- No row: the task or the queue has no row; create them and send this again. The task is found by its name each time,
 -- since the rows of unused tasks are collected, and its row is held until the commit so that no collection of ours can
 -- take it meanwhile. A queue's row is not held: that would hide the queue from every claim until the commit.
 -- takes: task text, payload text, queue text, priority int2, run_at timestamptz, max_attempts int2, flags text
--- takes: notification text
+-- takes: notification text, waits bool
 -- gives: id int8, created_at timestamptz, due bool, notified bool
 insert into graphile_worker._private_jobs (task_id, job_queue_id, payload, priority, run_at, max_attempts, flags)
 select tasks.id, queues.id, $2::text::json, $4::int2, coalesce($5::timestamptz, now()), $6::int2, $7::text::jsonb
@@ -31,21 +38,20 @@ select tasks.id, queues.id, $2::text::json, $4::int2, coalesce($5::timestamptz, 
    and ($3::text is null or queues.id is not null)
    for key share of tasks
 returning id, created_at, run_at <= clock_timestamp() as due,
-          case when run_at <= clock_timestamp() and $8::text is not null
-               then pg_notify('jobs:insert', $8::text)::text is not null else false end as notified
+-- include: notified
 
 -- name: add_keyed_job
 -- Adds a job with a key in the mode replace or (preserve_run_at) preserve_run_at, and announces it as insert_job does: what
 -- add_job does when no job has the key, or one that waits, at a third of its cost. No row: the key's job is busy (locked or
 -- out of attempts), or the task or the queue has no row; send add_job. What it gives: as in add_keyed_jobs.
 -- takes: task text, payload text, queue text, priority int2, run_at timestamptz, max_attempts int2, flags text
--- takes: notification text, key text, preserve_run_at bool
+-- takes: notification text, waits bool, key text, preserve_run_at bool
 -- gives: key text, id int8, payload text, run_at timestamptz, created_at timestamptz, updated_at timestamptz, revision int4
 -- gives: due bool, notified bool
 insert into graphile_worker._private_jobs as jobs (
   task_id, job_queue_id, payload, priority, run_at, max_attempts, flags, key
 )
-select tasks.id, queues.id, $2::text::json, $4::int2, coalesce($5::timestamptz, now()), $6::int2, $7::text::jsonb, $9::text
+select tasks.id, queues.id, $2::text::json, $4::int2, coalesce($5::timestamptz, now()), $6::int2, $7::text::jsonb, $10::text
   from graphile_worker._private_tasks as tasks
   left join graphile_worker._private_job_queues as queues on queues.queue_name = $3::text
  where tasks.identifier = $1::text
@@ -55,14 +61,13 @@ on conflict (key) do update
    set task_id = excluded.task_id, job_queue_id = excluded.job_queue_id, priority = excluded.priority,
        payload = case when json_typeof(jobs.payload) = 'array' and json_typeof(excluded.payload) = 'array'
                       then (jobs.payload::jsonb || excluded.payload::jsonb)::json else excluded.payload end,
-       run_at = case when $10::bool and jobs.attempts = 0 then jobs.run_at else excluded.run_at end,
+       run_at = case when $11::bool and jobs.attempts = 0 then jobs.run_at else excluded.run_at end,
        max_attempts = excluded.max_attempts, flags = excluded.flags, revision = jobs.revision + 1, attempts = 0,
        last_error = null, updated_at = now()
  where jobs.is_available
 returning key, id, case when revision > 0 then payload::text end as payload, nullif(run_at, created_at) as run_at, created_at,
           nullif(updated_at, created_at) as updated_at, revision, run_at <= clock_timestamp() as due,
-          case when run_at <= clock_timestamp() and $8::text is not null
-               then pg_notify('jobs:insert', $8::text)::text is not null else false end as notified
+-- include: notified
 
 -- name: insert_jobs
 -- Adds jobs without keys, all or none, and sends the notification given ($9; null = none) if one of them is due by now.
