@@ -116,6 +116,7 @@ class Claimer:
         self._began_at = began_at
         self._event = asyncio.Event()
         self._due_at: float | None = None
+        self._again_at: float | None = None
         self._ask_due = began_at is None
         self._asked_due_at = 0.0
         self._heard = False
@@ -191,6 +192,13 @@ class Claimer:
             self._due_at = at
             self.wake()
 
+    def _look_again_in(self, seconds: float) -> None:
+        """Look again in so many seconds, for another reason than that a job becomes due."""
+        at = time.monotonic() + max(0.0, seconds)
+        if self._again_at is None or at < self._again_at:
+            self._again_at = at
+            self.wake()
+
     # -- the loop -------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -240,7 +248,7 @@ class Claimer:
             if await self._reconcile():
                 self._losses = losses
             else:
-                self.look_in(_RECONCILE_AGAIN)
+                self._look_again_in(_RECONCILE_AGAIN)
         if time.monotonic() - self._tasks_read_at > _REREAD_TASKS:
             await self._read_tasks()
         if self._releaser.is_stuck:
@@ -272,7 +280,7 @@ class Claimer:
         """A queue became free and there was no job of it for us: there may be one for another worker, which has not heard."""
         wait = self._told_at + _TELL - time.monotonic()
         if wait > 0:
-            self.look_in(wait)
+            self._look_again_in(wait)
             return
         self._freed, self._told_at = False, time.monotonic()
         await self._statements.tell_others()
@@ -281,7 +289,7 @@ class Claimer:
         """After a notification that led to no job: whether the tasks' rows were collected and made anew meanwhile."""
         wait = self._tasks_read_at + _REREAD_IN_VAIN - time.monotonic()
         if wait > 0:
-            self.look_in(wait)
+            self._look_again_in(wait)
             return False
         self._heard = False
         return await self._read_tasks()
@@ -368,13 +376,13 @@ class Claimer:
             self._frontier.claimed(took, got, None if queued is None else (queued.priority, queued.due))
         left = self._frontier.seconds_left
         if left is not None and got < sum(wanted for _, wanted in asked.values()):
-            self.look_in(left)  # what did not come may be what the frontier hides
+            self._look_again_in(left)  # what did not come may be what the frontier hides
         if not got:
             self._behind_at = sent_at + took + _QUIET * took
         elif queued is not None:
             # A claim looks at as many jobs as it has slots for, and takes one of each queue: others may be behind. But a
             # look in vain has to pass by all that waits in held queues, so it is made again after many times what it took.
-            self.look_in(self._behind_at - time.monotonic())
+            self._look_again_in(self._behind_at - time.monotonic())
         return got
 
     async def _claim_queue(self, lane: Lane, queue_name: str) -> int:
@@ -388,7 +396,7 @@ class Claimer:
         if not idle:
             return 0
         if now < quiet_until and self._began_at is None:
-            self.look_in(quiet_until - now)
+            self._look_again_in(quiet_until - now)
             lane.claimed(idle, idle, ())
             return 0
         got = await self._statements.claim_head(lane, queue_name)
@@ -407,7 +415,7 @@ class Claimer:
 
     async def _wait(self) -> None:
         """Wait for a reason to look; a poll and a known time are two of them."""
-        until = self._poll_at if self._due_at is None else min(self._poll_at, self._due_at)
+        until = min(at for at in (self._poll_at, self._due_at, self._again_at) if at is not None)
         timer = asyncio.get_running_loop().call_later(max(0.0, until - time.monotonic()), self._event.set)
         try:
             await self._event.wait()
@@ -419,6 +427,9 @@ class Claimer:
         if self._due_at is not None and self._due_at <= now:
             self._due_at = None
             self._ask_due = self._began_at is None
+            self.look()
+        if self._again_at is not None and self._again_at <= now:
+            self._again_at = None
             self.look()
         if self._poll_at <= now:
             self._poll_at = now + self._pause()
