@@ -65,6 +65,16 @@ async def test_jobs_of_one_moment_by_id_however_many(sql: "Sql", claims: "Claims
     assert taken == made
 
 
+async def test_a_job_that_was_given_back_is_next_however_many_equal_it(sql: "Sql", claims: "Claims") -> None:
+    made = await sql.add_many(MANY, queue="'q'", run_at=AT)
+    rows = await claims.take(1)
+    (row,) = rows
+    say_which = False
+    held = [row["queue_id"]], [claims.token], [row["id"]], [claims.token]
+    await sql.named("hand_back", *held, [False], [0.0], None, None, [None], [None], say_which)
+    assert ids(await claims.take_next(rows)) == made[:1]
+
+
 async def test_nothing_of_a_queue_whose_next_job_is_far_behind(sql: "Sql", claims: "Claims") -> None:
     await sql.add_many(2, queue="'q'", priority="5")
     rows = await claims.take(1)

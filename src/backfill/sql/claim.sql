@@ -408,7 +408,7 @@ found as materialized (
      select coalesce(min(jobs.id), first.id) as id
        from graphile_worker._private_jobs as jobs
       where not first.is_all
-        and jobs.id > first.job_id
+        and jobs.id >= first.job_id  -- that one too: it may have been given back
         and jobs.id < first.id
         and jobs.is_available is not distinct from true  -- by the primary key's index: not a condition that another one has
         and jobs.priority is not distinct from first.priority

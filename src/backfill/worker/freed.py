@@ -27,7 +27,7 @@ class FreedQueues:
         """
         one = len(lanes) == 1 and len(lanes[0].pieces) == 1
         self.lane = lanes[0] if is_used and one else None
-        self._done: list[Claimed] = []
+        self._done: dict[int | None, Claimed] = {}  # by queue: one may be freed twice before it is asked for
         self._others: set[int | None] = set()
         self._is_likely = True
 
@@ -36,12 +36,12 @@ class FreedQueues:
         if self.lane is None or not self._is_likely or self.lane.hungry:
             self._others = {job.queue_id for job in done}
             return False
-        self._done += done
+        self._done.update((job.queue_id, job) for job in done)
         return True
 
     def take(self) -> tuple[list[Claimed], bool]:
-        """The jobs remembered, and whether there is still nothing else to look for, and an idle slot for each."""
-        done, self._done = self._done, []
+        """The jobs remembered, one of each queue, and whether there is still nothing else to look for, and an idle slot for each."""
+        done, self._done = list(self._done.values()), {}
         lane = self.lane
         return done, lane is not None and not lane.hungry and len(done) <= lane.idle - lane.buffered
 
