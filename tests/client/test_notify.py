@@ -50,6 +50,7 @@ async def test_those_that_follow_are_told_together_when_the_interval_is_over(
     client: BackfillClient, heard: "Heard"
 ) -> None:
     """However the adds fall into intervals, all are told, and within one interval at most twice."""
+    client.enqueuer._notifier._patience = FOREVER  # so that none is told of twice
     await asyncio.gather(*(client.enqueue("t", number) for number in range(40)))
     counts: list[int] = []
     async with asyncio.timeout(30):
@@ -78,6 +79,30 @@ async def test_when_the_interval_is_nearly_over_the_next_job_carries_what_was_co
     assert [told["count"] for told in await heard()] == [1, 4]
     await patient.close()
     assert await heard() == []
+
+
+async def test_what_a_job_carries_is_told_without_it_when_it_has_to_wait(
+    client: BackfillClient, db: "Database", heard: "Heard"
+) -> None:
+    """Somebody's transaction holds its key: the jobs that were added before have been committed, and don't wait for that."""
+    notifier = client.enqueuer._notifier
+    other = await db.connect()
+    async with other.transaction():
+        await client.enqueue("t", 0, JobSpec(job_key="k"), connection=other)
+        await client.enqueue("t", 1)
+        notifier._quiet_from = asyncio.get_running_loop().time() + 0.2  # when it looks
+        await client.enqueue("t", 2)
+        notifier._quiet_from = 0.0
+        waits = asyncio.create_task(client.enqueue("t", 3, JobSpec(job_key="k")))
+        counts: list[int] = []
+        async with asyncio.timeout(10):
+            while len(counts) < 2:
+                counts += [told["count"] for told in await heard()]
+        assert counts == [1, 1]
+        assert not waits.done()
+    await waits
+    await client.close()
+    assert [told["count"] for told in await heard()] == [10, 2]
 
 
 @pytest.mark.parametrize("fails", [True, False])

@@ -220,8 +220,8 @@ class Enqueuer:
             finally:
                 if row is not None and row["due"] and not row["notified"]:
                     self._notifier.postpone(carried)
-                elif row is None or not row["notified"]:
-                    self._notifier.not_sent(carried)
+                else:
+                    self._notifier.ended(carried, is_sent=row is not None and row["notified"])
         if row is None:
             return await add_by_function(own, self._schema, kind, payload)
         return inserted(kind, payload, row)

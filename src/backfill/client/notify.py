@@ -13,8 +13,8 @@ Many clients at once would still wait for each other. So an add carries its noti
 is committing one just then: who is told by that one looks for jobs, and what the add left out goes with the next. Only the
 trailing edge, and adds in callers' transactions, wait.
 
-What an add carries comes back here if the add fails. While it waits, what it carries waits too; the notifications that
-follow wake workers meanwhile, and they take whatever is due.
+What an add carries comes back here if the add fails. It may also have to wait, for a transaction that holds its key, say: while
+one that carries others is under way, no other add does, and when it has taken too long what it carries is sent by itself, too.
 
 A notification that cannot be sent is only a delay: workers poll as well. Only due jobs are counted, by the database's
 clock.
@@ -23,7 +23,8 @@ clock.
 import asyncio
 import logging
 import random
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from backfill.db import Borrowed, Keeper, Pool
 from backfill.errors import BackfillError
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL: Final = 0.005  # seconds; a latency that nobody sees beside a commit, and at most 250 notifications a second
 _EARLY: Final = 0.2  # the part of the interval before its end in which an add carries what is to be announced then
+_PATIENCE: Final = 0.05  # seconds that what an add carries may be under way
 
 # In a caller's transaction all notifications have one text, and PostgreSQL sends equal ones of a transaction once. How many
 # jobs there will be is not known then: enough to wake the idle workers of a usual process. Graphile Worker overstates too.
@@ -47,16 +49,19 @@ def notification(count: int) -> str:
     return f'{{"r":{random.random()},"count":{count}}}'  # noqa: S311 - no secret
 
 
-class Carried(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Carried:
     """A notification that an add carries.
 
     Attributes:
         text: What to send.
-        others: How many jobs it tells of besides the one that carries it.
+        others: How many jobs it tells of besides the one that carries it, and nothing else has told of.
+        until: By the loop's clock, when they are told of by something else.
     """
 
     text: str
     others: int
+    until: float
 
 
 class Notifier:
@@ -74,35 +79,44 @@ class Notifier:
         self._keeper = keeper
         self._schema = schema
         self._interval = interval
+        self._patience = _PATIENCE
         self._quiet_from = 0.0
         self._count = 0
+        self._carrying: Carried | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sending: asyncio.Task[None] | None = None
 
     def leading(self) -> Carried | None:
         """What the add about to be sent is to carry; None when it is to be counted instead."""
         now = asyncio.get_running_loop().time()
-        if now < self._quiet_from - self._interval * _EARLY:
+        if now < self._quiet_from - self._interval * _EARLY or self._carrying is not None:
             return None
         self._quiet_from = now + self._interval
         others, self._count = self._count, 0
-        return Carried(notification(others + 1), others)
+        carried = Carried(notification(others + 1), others, now + self._patience)
+        if others:
+            self._carrying = carried
+            self._look_later()
+        return carried
 
-    def not_sent(self, carried: Carried) -> None:
-        """Take back what an add was to carry that failed, or whose job is not due."""
+    def ended(self, carried: Carried, *, is_sent: bool) -> None:
+        """Note the end of an add that was to carry something: what it carried is taken back if it failed, or its job is not due."""
+        self._forget(carried)
+        if is_sent:
+            return
         self._quiet_from = 0.0
         if carried.others:
             self.count(carried.others)
 
     def postpone(self, carried: Carried) -> None:
         """Take back what an add was to carry that left it out, since another transaction was committing a notification."""
+        self._forget(carried)
         self.count(carried.others + 1)
 
     def count(self, jobs: int = 1) -> None:
         """Have jobs announced that were added without a notification and are due."""
         self._count += jobs
-        if self._timer is None and self._sending is None:
-            self._wait()
+        self._look_later()
 
     async def close(self) -> None:
         """Send what is still to be announced, and return when it has been."""
@@ -110,15 +124,31 @@ class Notifier:
             await asyncio.wait([self._sending or self._send()])
         self._stop_waiting()
 
+    def _forget(self, carried: Carried) -> None:
+        if self._carrying is carried:
+            self._carrying = None
+
+    def _look_later(self) -> None:
+        if self._timer is None and self._sending is None:
+            self._wait()
+
     def _wait(self) -> None:
-        self._timer = asyncio.get_running_loop().call_at(self._quiet_from, self._look)
+        """Look when there is something to be sent; or sooner, since more may come that is not to wait for that."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(min(self._due_at(), loop.time() + self._interval), self._look)
+
+    def _due_at(self) -> float:
+        """When there is something to be sent, if no add carries it."""
+        return (
+            self._quiet_from if self._count or self._carrying is None else max(self._quiet_from, self._carrying.until)
+        )
 
     def _look(self) -> None:
         """Send what is to be announced, unless an add has carried it and nothing is left."""
         self._timer = None
-        if not self._count:
+        if not self._count and self._carrying is None:
             return
-        if asyncio.get_running_loop().time() < self._quiet_from:
+        if asyncio.get_running_loop().time() < self._due_at():
             self._wait()
         else:
             self._send()
@@ -131,7 +161,11 @@ class Notifier:
     def _send(self) -> asyncio.Task[None]:
         self._stop_waiting()
         count, self._count = self._count, 0
-        self._quiet_from = asyncio.get_running_loop().time() + self._interval
+        now = asyncio.get_running_loop().time()
+        if self._carrying is not None and self._carrying.until <= now:
+            count += self._carrying.others
+            self._carrying.others, self._carrying = 0, None
+        self._quiet_from = now + self._interval
         self._sending = asyncio.create_task(self._announce(count), name="backfill-notify")
         return self._sending
 
@@ -143,5 +177,5 @@ class Notifier:
             logger.warning("%d new jobs could not be announced; workers find them by polling: %s", count, error)
         finally:
             self._sending = None
-            if self._count:
+            if self._count or self._carrying is not None:
                 self._wait()
