@@ -247,6 +247,7 @@ async def claims(dsn: str, case: Case) -> tuple[float, float]:
         [],
         [],
         [],
+        [None] * count,
     )
     try:
         if prepared_first:

@@ -140,6 +140,7 @@ class Claims:
         suspects: bool = True,
         frontier: Frontier = ([], [], []),
         passed: Sequence[int] = (),
+        floor: datetime | None = None,
     ) -> list[asyncpg.Record]:
         """Claim for one lane; the rows in the order in which a worker would run them."""
         piece = ([0], [priorities[0]], [priorities[1]], [idle], [idle if wanted is None else wanted])
@@ -154,6 +155,7 @@ class Claims:
             list(other_queues),
             list(passed),
             *frontier,
+            [floor],
         )
         return sorted(rows, key=lambda row: (row["priority"], row["run_at"], row["id"]))
 

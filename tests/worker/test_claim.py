@@ -137,7 +137,7 @@ async def test_several_pieces_in_one_statement(sql: "Sql", claims: "Claims") -> 
     known = await claims.task_ids(["task"])
     # Lane 1 has the priorities 0 and 5, lane 2 the rest, and less room.
     pieces = ([1, 2, 1], [0, 1, 5], [0, 4, 5], [9, 4, 9], [9, 4, 9])
-    rows = await claims.sql.named("claim_jobs", claims.token, known, *pieces, None, ANY, [], [], [], [], [])
+    rows = await claims.sql.named("claim_jobs", claims.token, known, *pieces, None, ANY, [], [], [], [], [], [None] * 3)
     taken = sorted(row["priority"] for row in rows)
     assert taken == [0] * 9 + [1] * 4
     assert await sql.count(f"locked_by = '{claims.token}'") == 13

@@ -108,10 +108,10 @@ async def arguments(name: str, claims: "Claims", jobs: list[int]) -> tuple[Any, 
     token, piece = claims.token, (tasks, [0], [-32768], [32767], [10], [10])
     held: tuple[list[Any], ...] = ([], [], jobs, tokens)
     more: dict[str, tuple[Any, ...]] = {
-        "claim_jobs": (token, *piece, None, ANY, [], [], *NO_FRONTIER),
+        "claim_jobs": (token, *piece, None, ANY, [], [], *NO_FRONTIER, [None]),
         "claim_next_of_queues": (token, tasks, [1], [0], [LONG_AGO], [1], -32768, 32767, True),
         "claim_queue_head": (token, tasks, "q1", None, True),
-        "claim_jobs_without_flags": (token, *piece, None, True, [], [], *NO_FRONTIER, ["f"]),
+        "claim_jobs_without_flags": (token, *piece, None, True, [], [], *NO_FRONTIER, [None], ["f"]),
         "claim_free_jobs": (token, *piece, None, ANY),
         "claim_queue_head_without_flags": (token, tasks, "q1", None, True, ["f"]),
         "free_queues_without_flags": (tasks, [], [], 10, ["f"]),
@@ -167,7 +167,7 @@ async def claim_pages(
     await prepared.prepare("claim_jobs")
     tasks = await claims.task_ids(["task"])
     piece = ([0], [-32768], [32767], [idle], [wanted])
-    plan = await prepared.explain("claim_jobs", claims.token, tasks, *piece, None, ANY, [], [], *frontier)
+    plan = await prepared.explain("claim_jobs", claims.token, tasks, *piece, None, ANY, [], [], *frontier, [None])
     await claims.sql.run("deallocate claim_jobs")
     return pages(plan), int(plan["Actual Rows"])
 

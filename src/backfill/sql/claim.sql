@@ -57,13 +57,14 @@ free as materialized (
     from piece
    cross join lateral (
      with recursive level(priority) as (
-       (select jobs.priority
-          from graphile_worker._private_jobs as jobs
-         where jobs.is_available = true
-           and jobs.job_queue_id is null
-           and jobs.priority between piece.low and piece.high
-         order by jobs.priority
-         limit 1)
+       select case when piece.low = piece.high then piece.low else
+         (select jobs.priority
+            from graphile_worker._private_jobs as jobs
+           where jobs.is_available = true
+             and jobs.job_queue_id is null
+             and jobs.priority between piece.low and piece.high
+           order by jobs.priority
+           limit 1) end
        union all
        select (select jobs.priority
                  from graphile_worker._private_jobs as jobs
@@ -85,10 +86,11 @@ free as materialized (
          where jobs.is_available = true
            and jobs.job_queue_id is null
            and jobs.priority = level.priority
+           and jobs.run_at >= piece.floor
            and jobs.run_at <= now()
            and jobs.task_id = any($2::int4[])
            and (jobs.flags is null or $9::bool or strpos(jobs.flags::text, '"backfill:crashes=') = 0)
-           --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $16::text[])
            and ($8::timestamptz is null
                 or jobs.run_at <= $8::timestamptz
                 or (jobs.attempts = 0 and jobs.run_at <= jobs.created_at))
@@ -125,19 +127,21 @@ fair as materialized (
 -- come after such a job that had to be left.
 -- $10 are queues with a lane of their own, $11 queues to look behind; $8, where it is not null, is when the caller began: only what was due then, or
 -- was made since to run at once, is taken.
--- $12–$14 are the frontier, as find_frontier gives it: of these priorities queued jobs are looked for from there on.
+-- $12–$14 are the frontier, as find_frontier gives it: of these priorities queued jobs are looked for from there on. $15: for each
+-- piece, from which time on its jobs without a queue are looked for; null = from the beginning.
 -- A suspect (a worker died with it in its hands) is never claimed ahead, and one at most is claimed, none without $9.
 -- Nothing is claimed for a worker that counts as dead.
 -- takes: token text, task_ids int4[], lanes int4[], lows int2[], highs int2[], idle int4[], wanted int4[]
 -- takes: began_at timestamptz, suspects bool, other_queues text[], passed_queues int4[]
--- takes: frontier_priorities int2[], frontier_times timestamptz[], frontier_ids int8[]
+-- takes: frontier_priorities int2[], frontier_times timestamptz[], frontier_ids int8[], floors timestamptz[]
 --+ -- takes: forbidden_flags text[]
 -- gives: id int8, task_id int4, queue_id int4, key text, flags text, attempts int2
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
 -- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
 with piece as materialized (
-  select *
-    from unnest($3::int4[], $4::int2[], $5::int2[], $6::int4[], $7::int4[]) as p(lane, low, high, idle, wanted)
+  select p.lane, p.low, p.high, p.idle, p.wanted, coalesce(p.floor, '-infinity') as floor
+    from unnest($3::int4[], $4::int2[], $5::int2[], $6::int4[], $7::int4[], $15::timestamptz[])
+         as p(lane, low, high, idle, wanted, floor)
 ),
 -- include: free_jobs
 frontier as materialized (
@@ -148,12 +152,13 @@ candidate as materialized (
     from piece
    cross join lateral (
      with recursive level(priority) as (
-       (select jobs.priority
-          from graphile_worker._private_jobs as jobs
-         where jobs.is_available = true
-           and jobs.priority between piece.low and piece.high
-         order by jobs.priority
-         limit 1)
+       select case when piece.low = piece.high then piece.low else
+         (select jobs.priority
+            from graphile_worker._private_jobs as jobs
+           where jobs.is_available = true
+             and jobs.priority between piece.low and piece.high
+           order by jobs.priority
+           limit 1) end
        union all
        select (select jobs.priority
                  from graphile_worker._private_jobs as jobs
@@ -182,7 +187,7 @@ candidate as materialized (
            and jobs.task_id = any($2::int4[])
            and (jobs.job_queue_id is not null or jobs.flags is null or $9::bool
                 or strpos(jobs.flags::text, '"backfill:crashes=') = 0)
-           --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
+           --+ and (jobs.flags is null or not jobs.flags ?| $16::text[])
            and (jobs.job_queue_id is null
                 or (jobs.job_queue_id <> all($11::int4[])
                     and (select queues.is_available and queues.queue_name <> all($10::text[])
@@ -237,7 +242,7 @@ lowest as materialized (
         and jobs.run_at = tied.run_at
         and jobs.job_queue_id = any(tied.queue_ids)
         and jobs.task_id = any($2::int4[])
-        --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
+        --+ and (jobs.flags is null or not jobs.flags ?| $16::text[])
         and tied.first_id is null
       group by jobs.job_queue_id
    ) as tie
@@ -253,7 +258,7 @@ lowest as materialized (
         and jobs.run_at is not distinct from tied.run_at
         and jobs.job_queue_id = any(tied.queue_ids)
         and jobs.task_id = any($2::int4[])
-        --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
+        --+ and (jobs.flags is null or not jobs.flags ?| $16::text[])
       group by jobs.job_queue_id
    ) as tie
    where tied.first_id is not null
@@ -275,7 +280,7 @@ head as materialized (
         and jobs.run_at <= now()
         and jobs.job_queue_id = queue.queue_id
         and jobs.task_id = any($2::int4[])
-        --+ and (jobs.flags is null or not jobs.flags ?| $15::text[])
+        --+ and (jobs.flags is null or not jobs.flags ?| $16::text[])
         for update skip locked
    ) as first
 ),
@@ -322,7 +327,7 @@ chosen as materialized (
 -- gives: priority int2, run_at timestamptz, payload text, queue_name text, max_attempts int2
 -- gives: last_error text, created_at timestamptz, updated_at timestamptz, locked_at timestamptz, revision int4
 with piece as materialized (
-  select *
+  select p.*, timestamptz '-infinity' as floor
     from unnest($3::int4[], $4::int2[], $5::int2[], $6::int4[], $7::int4[]) as p(lane, low, high, idle, wanted)
    where not exists (select 1 from graphile_worker._private_job_queues)
 ),

@@ -18,6 +18,7 @@ from typing import Final
 from backfill.db import DRIVER_ERRORS
 from backfill.errors import BackfillError
 from backfill.worker.claimed import Claimed
+from backfill.worker.floors import Piece
 from backfill.worker.forbidden import ForbiddenFlags, ForbiddenFlagsError
 from backfill.worker.freed import FreedQueues
 from backfill.worker.handler import Handler
@@ -25,7 +26,7 @@ from backfill.worker.lane import Lane
 from backfill.worker.lease import Lease
 from backfill.worker.link import Link
 from backfill.worker.release import Releaser
-from backfill.worker.statements import ClaimStatements, Piece
+from backfill.worker.statements import ClaimStatements
 from backfill.worker.teller import Teller
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ class Claimer:
     def look_and_ask(self) -> None:
         """What a statement did is not known: there may be new jobs, freed queues, and due times that no timer is set for."""
         self._ask_due = self._began_at is None
-        self._frontier.forget()
+        self._statements.forget()
         self.on_queue_freed()
         self.look()
 
@@ -298,7 +299,7 @@ class Claimer:
         """Read the tasks' ids; whether they are others than before."""
         others = await self._statements.read_tasks()
         if others:  # the frontier was found for jobs of the old ones
-            self._frontier.forget()
+            self._statements.forget()
         self._tasks_read_at = time.monotonic()
         return others
 
@@ -374,9 +375,10 @@ class Claimer:
             self._freed_queues.claimed(queued.queue_id)
         if any(idle for idle, _ in asked.values()):
             self._frontier.claimed(took, got, None if queued is None else (queued.priority, queued.due))
-        left = self._frontier.seconds_left
-        if left is not None and got < sum(wanted for _, wanted in asked.values()):
-            self._look_again_in(left)  # what did not come may be what the frontier hides
+        if got < sum(wanted for _, wanted in asked.values()):
+            for left in (self._frontier.seconds_left, self._statements.floors.seconds_left):
+                if left is not None:
+                    self._look_again_in(left)  # what did not come may be what is not looked at until then
         if not got:
             self._behind_at = sent_at + took + _QUIET * took
         elif queued is not None:
@@ -409,6 +411,7 @@ class Claimer:
         """If the suspect that ran is released: there may be another one."""
         if self._statements.suspect_is_done():
             self._quiet_until.clear()
+            self._statements.floors.forget()
             self.look()
 
     # -- waiting --------------------------------------------------------------------------------
@@ -434,7 +437,7 @@ class Claimer:
         if self._poll_at <= now:
             self._poll_at = now + self._pause()
             self._ask_due = self._behind = True
-            self._frontier.forget()
+            self._statements.forget()
             self.polls += 1
             self.look()
 

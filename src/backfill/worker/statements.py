@@ -13,6 +13,7 @@ import asyncpg
 from backfill.db import moment
 from backfill.hooks import LocalQueueGetJobsComplete
 from backfill.worker.claimed import Claimed
+from backfill.worker.floors import Floors, Piece
 from backfill.worker.forbidden import ForbiddenFlags, flags_now
 from backfill.worker.frontier import Frontier
 from backfill.worker.handler import Handler
@@ -24,8 +25,6 @@ from backfill.worker.teller import Teller
 
 _MOST_PASSED: Final = 100  # queues that a poll looks behind at most
 
-Piece = tuple[int, int, int, int, int]  # lane, lowest and highest priority, idle slots, jobs wanted
-
 
 class ClaimStatements:
     """Sends the statements of a claimer.
@@ -33,6 +32,7 @@ class ClaimStatements:
     Attributes:
         sent: Claims sent; each token has its number.
         frontier: Where claims begin to look for queued jobs.
+        floors: Where they begin to look for others.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class ClaimStatements:
         """
         self.sent = 0
         self.frontier = Frontier(is_used=began_at is None)
+        self.floors = Floors(is_used=began_at is None)
         self._link = link
         self._worker_id = worker_id
         self._lanes = {lane.number: lane for lane in lanes}
@@ -95,6 +96,8 @@ class ClaimStatements:
         Returns:
             What came, by the lanes' numbers.
         """
+        pieces, floors = self.floors.split(pieces)
+        began, everywhere = time.monotonic(), not any(floors)
         columns: list[Any] = [list(column) for column in zip(*pieces, strict=True)]
         token, fence = self._next_token(), self._lease.fence
         args = (token, self._task_ids, *columns, self._began_at, suspects and self._suspect is None)
@@ -111,9 +114,13 @@ class ClaimStatements:
                 self._other_queues,
                 passed,
                 *self.frontier.columns,
+                floors,
             )
+        took = time.monotonic() - began
         jobs: dict[int, list[Claimed]] = {}
-        for job in self._received(rows, token, fence, None):
+        received = self._received(rows, token, fence, None)
+        self.floors.claimed(took, received, everywhere=everywhere)
+        for job in received:
             jobs.setdefault(job.lane.number, []).append(job)
         for number, claimed in jobs.items():
             self._lanes[number].put(claimed)
@@ -152,6 +159,11 @@ class ClaimStatements:
         if rows:
             lane.put(self._received(rows, token, fence, lane))
         return len(rows)
+
+    def forget(self) -> None:
+        """There may be jobs where claims do not look now."""
+        self.frontier.forget()
+        self.floors.forget()
 
     def _is_small(self, pieces: Sequence[Piece]) -> bool:
         """Whether there were no queues when last looked, and ``claim_free_jobs`` does for these pieces what ``claim_jobs`` would."""
