@@ -1,5 +1,6 @@
 """Where claims begin to look for queued jobs: what it hides, what it must not hide, and when it is made."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ import pytest
 
 from backfill.model import Task, task
 from backfill.worker import claim, frontier
+from backfill.worker.claimed import HandBack
 from backfill.worker.frontier import Frontier
 
 if TYPE_CHECKING:
@@ -176,6 +178,7 @@ def test_one_that_may_no_longer_hold_is_gone_at_once_and_made_again() -> None:
     found = Frontier(is_used=True)
     found.forget()
     assert not found.is_wanted
+    found.being_made()
     found.found([ROW], 0.05)
     assert found.passed == [7]
     found.forget()
@@ -279,3 +282,51 @@ async def test_several_workers_keep_the_order_of_queues_that_they_pass_to_each_o
         await sql.run("select pg_notify('jobs:insert', '')")
         await until(lambda: len(ones) == len(twos) == 100, "all have run", limit=60)
     assert ones == twos == list(range(1, 101))
+
+
+def test_what_was_found_is_not_taken_if_there_was_something_to_forget_meanwhile() -> None:
+    found = Frontier(is_used=True)
+    found.being_made()
+    found.forget()
+    found.found([ROW], 0.05)
+    assert (found.columns[0], found.seconds_left) == ([], None)
+    found.being_made()
+    found.found([ROW], 0.05)
+    assert found.columns[0] == [0]
+
+
+async def test_a_queued_job_that_is_handed_back_ends_it(
+    sql: "Sql", run_worker: "RunWorker", until: "Until", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was made while that job ran, so its successor may be the first behind it."""
+    monkeypatch.setattr(frontier, "_LONGEST", 3600.0)
+    may_end = asyncio.Event()
+
+    @task("task")
+    async def wait() -> None:
+        await may_end.wait()
+
+    async with run_worker(wait) as running:
+        worker = running.worker
+        await sql.add(queue_name="q")
+        await until(lambda: any(slot.current for slot in worker.slots), "it runs")
+        (job,) = [slot.current for slot in worker.slots if slot.current is not None]
+        found = worker.claimer._frontier
+        found.being_made()
+        found.found([ROW], 3600.0)
+        assert found.passed == [7]
+        worker.releaser.settle(job, HandBack())
+        await until(lambda: found.passed != [7], "the frontier is forgotten")
+        assert worker.claimer.polls == 0
+        may_end.set()
+        await until(lambda: not worker.releaser.held, "it has run")
+
+
+async def test_what_our_own_held_job_hides_when_it_comes_back(sql: "Sql", claims: "Claims") -> None:
+    """Why that is so: our queues count as free."""
+    made = await sql.add_many(2, queue="'q'", run_at=at(0))
+    assert ids(await claims.take(1)) == made[:1]
+    found, passed = await claims.frontier(), await claims.passed()
+    await sql.run("update graphile_worker._private_jobs set locked_at = null, locked_by = null")
+    await sql.run("update graphile_worker._private_job_queues set locked_at = null, locked_by = null")
+    assert ids(await claims.take(1, frontier=found, passed=passed)) == made[1:]

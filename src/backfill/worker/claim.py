@@ -246,7 +246,9 @@ class Claimer:
         self._look_for_suspects()
         losses = self._link.losses
         if losses != self._losses:
-            if await self._reconcile():
+            complete = await self._reconcile()
+            self._frontier.forget()  # what was given back may be before it
+            if complete:
                 self._losses = losses
             else:
                 self._look_again_in(_RECONCILE_AGAIN)

@@ -47,6 +47,7 @@ class Frontier:
         self._passed: list[int] = []
         self._wanted = False
         self._again = False
+        self._is_outdated = False
         self._moment: tuple[int, int] | None = None
         self._next_at = 0.0
 
@@ -87,8 +88,14 @@ class Frontier:
             self._wanted = True
         self._moment = moment
 
+    def being_made(self) -> None:
+        """``find_frontier`` is about to be sent; if there is something to forget meanwhile, what it gives is not taken."""
+        self._is_outdated = False
+
     def found(self, rows: Sequence[asyncpg.Record], seconds: float) -> None:
         """Take over what ``find_frontier`` gave, and how long that took."""
+        if self._is_outdated:
+            return
         self._wanted = False
         columns: list[Any] = [[row[0] for row in rows], [moment(row[1]) for row in rows], [row[2] for row in rows]]
         self._columns = (columns[0], columns[1], columns[2])
@@ -98,5 +105,6 @@ class Frontier:
 
     def forget(self) -> None:
         """It may no longer hold: if it was needed, it is made again."""
+        self._is_outdated = True
         if self._columns[0]:
             self._columns, self._wanted, self._next_at = _NONE, True, 0.0

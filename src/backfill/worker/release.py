@@ -64,6 +64,7 @@ class Releaser:
         on_released: Callable[[Sequence[Claimed]], None],
         on_retry: Callable[[float], None],
         on_stale: Callable[[], None],
+        on_back: Callable[[], None],
     ) -> None:
         """Prepare it; ``run`` is its life.
 
@@ -78,6 +79,7 @@ class Releaser:
             on_retry: Called with the seconds until a failed job is due again.
             on_stale: Called when outcomes met no row with their token: an earlier try of the same flush may have freed
                 queues and set times for retries, without a reply that said so.
+            on_back: Called after ``on_released`` when jobs with queues were handed back, and may be the first of these again.
         """
         self.held: dict[int, Claimed] = {}
         self.ran = 0
@@ -91,6 +93,7 @@ class Releaser:
         self._on_released = on_released
         self._on_retry = on_retry
         self._on_stale = on_stale
+        self._on_back = on_back
         self._settled: list[Settled] = []
         self._event = asyncio.Event()
         self._parked: list[Settled] = []
@@ -216,7 +219,10 @@ class Releaser:
         if say_which:
             self._teller.released(group, row["ids"] or ())
         whole = (row["released"], row["freed"]) == (len(group), queues)
-        return await self._done(group, args, released=row["released"], whole=whole)
+        left = await self._done(group, args, released=row["released"], whole=whole)
+        if queues and statement == "hand_back":
+            self._on_back()
+        return left
 
     async def _send_failed(self, group: Sequence[Settled], args: tuple[Any, ...], bury: bool) -> list[Settled]:
         failures = [outcome for _, outcome in group if isinstance(outcome, Failure)]

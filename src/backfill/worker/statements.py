@@ -230,6 +230,7 @@ class ClaimStatements:
     async def find_frontier(self) -> None:
         """Find where claims may begin to look for queued jobs."""
         began = time.monotonic()
+        self.frontier.being_made()
         rows = await self._link.fetch("find_frontier", self._task_ids, self._worker_id, self._other_queues)
         self.frontier.found(rows, time.monotonic() - began)
 

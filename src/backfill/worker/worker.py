@@ -139,6 +139,7 @@ class Worker:
             on_released=self._on_released,
             on_retry=self._on_retry,
             on_stale=self._on_stale,
+            on_back=self._on_back,
         )
 
     def _make_claimer(self, handlers: Sequence[Handler], began_at: datetime | None) -> Claimer:
@@ -388,6 +389,9 @@ class Worker:
         self.claimer.look_and_ask()
 
     def _on_stale(self) -> None:
+        self.claimer.look_and_ask()
+
+    def _on_back(self) -> None:
         self.claimer.look_and_ask()
 
     def _on_retry(self, seconds: float) -> None:
