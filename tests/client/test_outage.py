@@ -15,7 +15,7 @@ from backfill.model import JobSpec
 from backfill.sql import text
 
 if TYPE_CHECKING:
-    from tests.client.conftest import Raw
+    from tests.client.conftest import Heard, Raw
     from tests.conftest import Database
 
 When = Literal["before", "after"]
@@ -56,6 +56,18 @@ async def test_a_lost_answer_leaves_it_in_doubt(
         assert len(await raw.jobs()) == 1 + added
         assert (await client.enqueue("task", 1, spec)).is_enqueued  # by another connection
     assert len(await raw.jobs()) == (2 if spec else 2 + added)
+
+
+async def test_a_job_that_is_there_although_the_answer_was_lost_is_announced(
+    db: "Database", raw: "Raw", heard: "Heard"
+) -> None:
+    await raw.value("select count(*) from graphile_worker.add_job('task')")
+    assert len(await heard()) == 1
+    async with struck(db, "insert_job", "after") as client:
+        client.enqueuer._notifier._quiet_from = asyncio.get_running_loop().time() + 0.1  # so that it is counted
+        with pytest.raises(DatabaseError, match="may have been added or not"):
+            await client.enqueue("task", 1)
+    assert [told["count"] for told in await heard()] == [1]
 
 
 @pytest.mark.parametrize(("when", "added"), [("before", 0), ("after", 2)])

@@ -18,7 +18,7 @@ from backfill.client.enqueue import MOST_TRIES, add_by_function, build_insert, i
 from backfill.client.notify import TRANSACTION_NOTIFICATION, Notifier, notification
 from backfill.client.rows import Kind, TaskName, kind_of, payload_text, settings_of
 from backfill.client.stream import Stream, batches
-from backfill.db import Borrowed, Connection, Keeper, Pool
+from backfill.db import Borrowed, Connection, Keeper, Pool, is_connection_error
 from backfill.errors import InvalidJob, JobScheduleFailed, JobScheduleSkipped
 from backfill.hooks import HookRegistry
 from backfill.model import EnqueueOutcome, JobKeyMode, JobSpec, TaskHandler, checked_int, decode_payload
@@ -208,20 +208,21 @@ class Enqueuer:
 
     async def _insert_and_count(self, own: Connection, kind: Kind, payload: str) -> EnqueueOutcome:
         """Add a job by one INSERT if that does, and have it announced."""
-        carried = self._notifier.leading()
-        if carried is None:
-            row = await self._insert(own, kind, payload, None)
-            if row is not None and row["due"]:
-                self._notifier.count()
-        else:
-            row = None
-            try:
-                row = await self._insert(own, kind, payload, carried.text)
-            finally:
-                if row is not None and row["due"] and not row["notified"]:
-                    self._notifier.postpone(carried)
-                else:
-                    self._notifier.ended(carried, is_sent=row is not None and row["notified"])
+        carried, row = self._notifier.leading(), None
+        try:
+            row = await self._insert(own, kind, payload, None if carried is None else carried.text)
+        except BaseException as error:
+            if is_connection_error(error) or not isinstance(error, asyncpg.PostgresError):
+                self._notifier.count()  # no answer, or nobody waits for it: it may be there all the same
+            raise
+        finally:
+            if carried is None:
+                if row is not None and row["due"]:
+                    self._notifier.count()
+            elif row is not None and row["due"] and not row["notified"]:
+                self._notifier.postpone(carried)
+            else:
+                self._notifier.ended(carried, is_sent=row is not None and row["notified"])
         if row is None:
             return await add_by_function(own, self._schema, kind, payload)
         return inserted(kind, payload, row)
