@@ -1,6 +1,7 @@
 """Where claims begin to look for queued jobs: what it hides, what it must not hide, and when it is made."""
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -295,10 +296,11 @@ def test_what_was_found_is_not_taken_if_there_was_something_to_forget_meanwhile(
     assert found.columns[0] == [0]
 
 
-async def test_a_queued_job_that_is_handed_back_ends_it(
-    sql: "Sql", run_worker: "RunWorker", until: "Until", monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("queue", ["q", None])
+async def test_a_job_that_is_handed_back_ends_it_and_the_floors(
+    sql: "Sql", run_worker: "RunWorker", until: "Until", monkeypatch: pytest.MonkeyPatch, queue: str | None
 ) -> None:
-    """It was made while that job ran, so its successor may be the first behind it."""
+    """They were made while that job ran: its successor in the queue may be the first behind them."""
     monkeypatch.setattr(frontier, "_LONGEST", 3600.0)
     may_end = asyncio.Event()
 
@@ -308,15 +310,17 @@ async def test_a_queued_job_that_is_handed_back_ends_it(
 
     async with run_worker(wait) as running:
         worker = running.worker
-        await sql.add(queue_name="q")
+        await sql.add(queue_name=queue)
         await until(lambda: any(slot.current for slot in worker.slots), "it runs")
         (job,) = [slot.current for slot in worker.slots if slot.current is not None]
         found = worker.claimer._frontier
         found.being_made()
         found.found([ROW], 3600.0)
         assert found.passed == [7]
+        floors = worker.claimer._statements.floors
+        floors._until = math.inf
         worker.releaser.settle(job, HandBack())
-        await until(lambda: found.passed != [7], "the frontier is forgotten")
+        await until(lambda: found.passed != [7] and floors.seconds_left is None, "both are forgotten")
         assert worker.claimer.polls == 0
         may_end.set()
         await until(lambda: not worker.releaser.held, "it has run")

@@ -79,7 +79,7 @@ class Releaser:
             on_retry: Called with the seconds until a failed job is due again.
             on_stale: Called when outcomes met no row with their token: an earlier try of the same flush may have freed
                 queues and set times for retries, without a reply that said so.
-            on_back: Called after ``on_released`` when jobs with queues were handed back, and may be the first of these again.
+            on_back: Called after ``on_released`` when jobs were handed back, which may come before all that claims look at.
         """
         self.held: dict[int, Claimed] = {}
         self.ran = 0
@@ -220,7 +220,7 @@ class Releaser:
             self._teller.released(group, row["ids"] or ())
         whole = (row["released"], row["freed"]) == (len(group), queues)
         left = await self._done(group, args, released=row["released"], whole=whole)
-        if queues and statement == "hand_back":
+        if statement == "hand_back":
             self._on_back()
         return left
 
