@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from backfill import AlreadyInProgress, BackfillClient, JobKeyMode, JobSpec, Queue, RetryPolicy, task
 from backfill.client.batch import CHUNK_CHARACTERS, CHUNK_JOBS, JobTuple, prepare
+from backfill.client.stream import batches
 from backfill.errors import DatabaseError, InvalidJob
 
 if TYPE_CHECKING:
@@ -392,6 +393,24 @@ async def test_a_stream_counts_what_was_added(client: BackfillClient, raw: "Raw"
     await raw.claim(running.id)
     jobs: list[JobTuple] = [("t", 2), ("t", 3, JobSpec(job_key="k", job_key_mode=DEDUPE))]
     assert await client.enqueue_stream(jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "jobs", "sizes"),
+    [(5000, 9000, [1000, 2000, 4000, 2000]), (1500, 4000, [1000, 1500, 1500]), (2, 3, [2, 1])],
+)
+async def test_the_first_batches_of_a_stream_are_smaller(size: int, jobs: int, sizes: list[int]) -> None:
+    """So the first is soon being written while the next is made ready."""
+    added: list[JobTuple] = [("task", number) for number in range(jobs)]
+
+    async def later() -> AsyncIterator[JobTuple]:
+        for job in added:
+            yield job
+
+    for kind in (added, later()):
+        cut = [batch async for batch in batches(kind, size)]
+        assert [len(batch) for batch in cut] == sizes
+        assert [job for batch in cut for job in batch] == added
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True])

@@ -149,7 +149,7 @@ class Enqueuer:
 
         Args:
             jobs: As for ``enqueue_many``; also an async iterable.
-            batch_size: Jobs in a batch, 1 to 1,000,000.
+            batch_size: Jobs in a batch, 1 to 1,000,000; the first batches are smaller.
 
         Returns:
             How many were added.

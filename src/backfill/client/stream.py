@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import Any, Final
 
 from backfill.client.batch import Batch, JobTuple
+
+_FIRST: Final = 1000  # jobs of a stream's first batch: the time to make it ready is time in which nothing is written
 
 
 class Stream:
@@ -50,17 +52,26 @@ class Stream:
 
 
 async def batches(jobs: Iterable[JobTuple] | AsyncIterable[JobTuple], size: int) -> AsyncIterator[list[JobTuple]]:
-    """The jobs in lists of that size; the last may be shorter."""
+    """The jobs in lists of that size; the last may be shorter, and so are the first ones, so that writing begins soon."""
+    sizes = _sizes(size)
     if isinstance(jobs, AsyncIterable):
         batch: list[JobTuple] = []
+        full = next(sizes)
         async for job in jobs:
             batch.append(job)
-            if len(batch) == size:
+            if len(batch) == full:
                 yield batch
-                batch = []
+                batch, full = [], next(sizes)
         if batch:
             yield batch
         return
     rest = iter(jobs)
-    while batch := list(itertools.islice(rest, size)):
+    while batch := list(itertools.islice(rest, next(sizes))):
         yield batch
+
+
+def _sizes(size: int) -> Iterator[int]:
+    first = min(_FIRST, size)
+    while True:
+        yield first
+        first = min(2 * first, size)
