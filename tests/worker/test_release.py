@@ -263,6 +263,29 @@ async def test_hand_back_refunds_the_attempt_and_tells_somebody(sql: "Sql", clai
     assert [json.loads(payload)["count"] for payload in heard] == [3]
 
 
+@pytest.mark.parametrize("known", [True, False])
+async def test_the_queue_of_a_job_whose_row_is_locked_is_not_handed_back_without_it(
+    sql: "Sql", claims: "Claims", other: "Sql", known: bool
+) -> None:
+    """Its next job would overtake it."""
+    first, _ = await sql.add_many(2, queue="'q'")
+    free, _ = await sql.add_many(2, queue="'free'")
+    rows = await claims.take()
+
+    async def given_back() -> Any:
+        if known:
+            return await hand_back(claims, rows)
+        (row,) = await claims.sql.named("hand_back_unknown", *common(rows, claims.token))
+        return row["released"], row["freed"]
+
+    async with other.connection.transaction():
+        await other.run("select from graphile_worker._private_jobs where id = $1 for no key update", first)
+        assert await given_back() == (1, 1)
+        assert await sql.locks() == (1, 1)
+    assert await given_back() == (1, 1)
+    assert sorted(row["id"] for row in await claims.take()) == [first, free]
+
+
 async def test_hand_back_with_a_delay(sql: "Sql", claims: "Claims", other: "Sql") -> None:
     heard: list[str] = []
     await other.connection.add_listener("jobs:insert", lambda *args: heard.append(args[3]))

@@ -150,6 +150,24 @@ async def test_what_somebody_has_locked_is_left_for_the_next_time_and_the_row_wi
     assert await crashes(sql, second) == ["backfill:crashes=1"]
 
 
+async def test_the_queue_of_a_job_that_somebody_has_locked_stays_held_with_it(
+    sql: "Sql", other: "Sql", claims: "Claims", make_claims: MakeClaims
+) -> None:
+    """Its next job would overtake it."""
+    first, second = await sql.add_many(2, queue="'q'")
+    (taken,) = await claims.take()
+    assert taken["id"] == first
+    seen, living = await dies(claims), await make_claims("backfill-living")
+    async with other.connection.transaction():
+        await other.run("select from graphile_worker._private_jobs where id = $1 for no key update", first)
+        assert (await swept(sql, seen)).left == 1
+        assert await sql.locks() == (1, 1)
+        assert await living.take() == []
+    assert (await swept(sql, seen)).released == 1
+    assert [row["id"] for row in await living.take()] == [first]
+    assert await sql.value("select locked_by is null from graphile_worker._private_jobs where id = $1", second)
+
+
 async def test_a_worker_that_counts_as_dead_claims_nothing(sql: "Sql", claims: "Claims") -> None:
     await sql.add_many(2, queue="case when n = 1 then 'q' end")
     await sql.run("update graphile_worker.backfill_workers set dead_at = now()")

@@ -19,6 +19,33 @@ freed as (
   returning 1
 )
 
+-- fragment: free_queues_of_returned
+-- As free_queues, for jobs that run again: of one whose row somebody has locked the queue stays held with it, or else its next
+-- job would overtake it.
+held_queue as materialized (
+  select found.id
+    from unnest($1::int4[], $2::text[]) as given(id, token)
+   cross join lateral (
+     select queues.id
+       from graphile_worker._private_job_queues as queues
+      where queues.id = given.id
+        and queues.locked_by = given.token
+        and queues.id <> all(array(select jobs.job_queue_id
+                                     from graphile_worker._private_jobs as jobs
+                                    where jobs.id = any($3::int8[])
+                                      and jobs.locked_by = any($4::text[])
+                                      and jobs.id <> all(array(select held.id from held))
+                                      and jobs.job_queue_id is not null))
+        for update skip locked
+   ) as found
+),
+freed as (
+  update graphile_worker._private_job_queues as queues
+     set locked_at = null, locked_by = null
+   where queues.id = any(array(select held_queue.id from held_queue))
+  returning 1
+)
+
 -- fragment: delete_held
 -- Deletes the finished jobs of a batch ($3 ids, $4 tokens) whose claim still stands. Never waits for a locked row.
 held as materialized (
@@ -258,7 +285,7 @@ returned as (
    where jobs.id = any(array(select held.id from held where held.fate <> 'gone'))
   returning jobs.id, jobs.run_at
 ),
--- include: free_queues
+-- include: free_queues_of_returned
 ,
 -- include: announce_returned
 select (select count(*) from gone) + (select count(*) from returned) as released,
@@ -292,7 +319,7 @@ returned as (
    where jobs.id = any(array(select held.id from held))
   returning jobs.run_at
 ),
--- include: free_queues
+-- include: free_queues_of_returned
 ,
 -- include: announce_returned
 select (select count(*) from returned) as released,

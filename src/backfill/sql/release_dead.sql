@@ -9,15 +9,16 @@
 -- the dead letter queue, else it stays, used up. Superseded jobs (no key, no attempts left, changed since the claim) keep their
 -- attempts, and so are used up. Those of $6 are left as they are, with their queues: hooks have said so.
 --
--- What is given: a row for each job that was found. No verdict: somebody has its row locked, and it is left for the next time.
+-- What is given: a row for each job that was found. No verdict: somebody has its row locked, and it is left for the next time, and
+-- its queue with it.
 -- takes: worker_ids text[], started int8[], bury bool, moved_by text, most_crashes int4, left_alone int8[]
 -- gives: worker_id text, job_id int8, verdict text, crashes int4, delay_seconds float8, dlq_id int8
 with found as materialized (
-  select locked.id, locked.token, locked.worker_id, locked.crashes,
+  select locked.id, locked.token, locked.queue_id, locked.worker_id, locked.crashes,
          locked.crashes > 0
            and count(*) filter (where locked.crashes > 0) over (partition by locked.worker_id) = 1 as alone
     from (
-      select jobs.id, jobs.locked_by as token, split_part(jobs.locked_by, '/', 1) as worker_id,
+      select jobs.id, jobs.locked_by as token, jobs.job_queue_id as queue_id, split_part(jobs.locked_by, '/', 1) as worker_id,
              case when jobs.flags is null or jsonb_typeof(jobs.flags) <> 'object' then 0
                   else coalesce((select max(substring(flag from '^backfill:crashes=([1-9][0-9]{0,8})$')::int4)
                                    from jsonb_object_keys(jobs.flags) as flag), 0) end as crashes
@@ -98,10 +99,10 @@ found_queue as materialized (
   select queues.id, queues.locked_by as token
     from graphile_worker._private_job_queues as queues
    where starts_with(queues.locked_by, 'backfill-')
-     and queues.id <> all(array(select jobs.job_queue_id
-                                  from graphile_worker._private_jobs as jobs
-                                 where jobs.id = any($6::int8[])
-                                   and jobs.job_queue_id is not null))
+     and queues.id <> all(array(select found.queue_id  -- or else the queue's next job would overtake this one
+                                  from found
+                                 where found.queue_id is not null
+                                   and found.id <> all(array(select held.id from held))))
      and (split_part(queues.locked_by, '/', 1) = any($1::text[])
           or not exists (select 1 from graphile_worker.backfill_workers as workers
                           where workers.id = split_part(queues.locked_by, '/', 1)))
