@@ -36,10 +36,12 @@ _REREAD_TASKS: Final = 60.0  # seconds between readings of the task ids
 _REREAD_IN_VAIN: Final = 1.0  # seconds between readings that a notification for nothing may cause
 _RECONCILE_AGAIN: Final = 1.0  # seconds until what could not be handed back is tried again
 _TELL: Final = 0.05  # seconds between notifications about queues that became free
-_ASK_DUE: Final = 1.0  # seconds between questions for the next due time that notifications may cause
+_ASK_DUE: Final = 1.0  # seconds, at least, between questions for the next due time that notifications and polls cause
 _OVERTAKE: Final = 0.002  # seconds between looks for what is more urgent than what is claimed already
 _MUCH: Final = 100  # a claim of more jobs takes several times as long as one of none
-_QUIET: Final = 20  # a lane's queue that had nothing is looked at again after so many times what the look cost
+_QUIET: Final = (
+    20  # what was looked for in vain, or is asked now and then, is so again after so many times what it cost
+)
 
 
 class Claimer:
@@ -120,6 +122,7 @@ class Claimer:
         self._again_at: float | None = None
         self._ask_due = began_at is None
         self._asked_due_at = 0.0
+        self._ask_pause = _ASK_DUE
         self._heard = False
         self._poll_at = 0.0
         self._losses = 0
@@ -180,10 +183,10 @@ class Claimer:
             lane.note_added()
         self._heard = True
         asked_ago = time.monotonic() - self._asked_due_at
-        if asked_ago > _ASK_DUE:
+        if asked_ago > self._ask_pause:
             self._ask_due = True
         else:
-            self.look_in(_ASK_DUE - asked_ago)
+            self.look_in(self._ask_pause - asked_ago)
         self.look()
 
     def look_in(self, seconds: float) -> None:
@@ -309,6 +312,7 @@ class Claimer:
         """Set the timer for the next job that becomes due by itself."""
         self._ask_due, self._asked_due_at = False, time.monotonic()
         seconds = await self._statements.next_due()
+        self._ask_pause = max(_ASK_DUE, _QUIET * (time.monotonic() - self._asked_due_at))
         if seconds is not None:
             self.look_in(seconds)
 
@@ -438,7 +442,8 @@ class Claimer:
             self.look()
         if self._poll_at <= now:
             self._poll_at = now + self._pause()
-            self._ask_due = self._behind = True
+            self._behind = True
+            self._ask_due |= now - self._asked_due_at > self._ask_pause
             self._statements.forget()
             self.polls += 1
             self.look()

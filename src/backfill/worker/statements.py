@@ -243,7 +243,7 @@ class ClaimStatements:
         """Whether free queues are left, whose first jobs somebody must have locked, or have to wait; the next claim looks behind them."""
         idle = sum(lane.idle for lane in self._lanes.values())
         rows = []
-        if idle and len(self._passed) < _MOST_PASSED:
+        if idle and self._may_be_queued and len(self._passed) < _MOST_PASSED:
             rows = await self._fetch_permitted(
                 "free_queues", "free_queues_without_flags", self._task_ids, self._other_queues, self._passed, idle
             )
