@@ -250,7 +250,7 @@ class Claimer:
         losses = self._link.losses
         if losses != self._losses:
             complete = await self._reconcile()
-            self._frontier.forget()  # what was given back may be before it
+            self._statements.forget()  # what was given back may be where claims do not look
             if complete:
                 self._losses = losses
             else:
